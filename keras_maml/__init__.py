@@ -1,0 +1,28 @@
+"""Meta-learning for Keras: learn any model so that it learns a new task from a handful of examples."""
+
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"keras_maml needs Keras on TensorFlow, and Keras runs on '{keras.config.backend()}'. Set the environment variable "
+        "KERAS_BACKEND=tensorflow before Keras is imported."
+    )
+
+from keras_maml import datasets
+from keras_maml import episodes
+from keras_maml import layers
+from keras_maml import learning_rules
+from keras_maml import meta_gradients
+from keras_maml import task_mapping
+from keras_maml.algorithms import ANIL
+from keras_maml.algorithms import BOIL
+from keras_maml.algorithms import FOMAML
+from keras_maml.algorithms import IMAML
+from keras_maml.algorithms import MAML
+from keras_maml.algorithms import Algorithm
+from keras_maml.algorithms import MetaSGD
+from keras_maml.algorithms import Reptile
+from keras_maml.meta_model import MetaModel
+from keras_maml.selection import exclude
+
+__version__ = "0.1.0"

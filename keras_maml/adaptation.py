@@ -1,0 +1,261 @@
+"""One task as pure functions of the meta-learned variables: the functional core.
+
+Symbols: `theta` are the values of the model's trainable variables before adaptation, `phi` after it; `state` are the
+values of its non-trainable variables (moments, seeds), threaded from call to call. All are flat lists of tensors,
+aligned with the variables of the model. `K` is the number of inner steps.
+"""
+
+import dataclasses
+import functools
+import inspect
+
+import keras
+import tensorflow as tf
+
+from keras_maml.layers import adaptation_scope, statistics_of
+from keras_maml.selection import flatten_layers
+
+
+class PureModel:
+    """A Keras model as a pure function of the values of its variables.
+
+    Args:
+        function: the model, or a part of it.
+        model: the model whose variables the values stand for; default `function`.
+    """
+
+    def __init__(self, function, model=None):
+        model = model or function
+        self.function = function
+        self.trainable = list(model.trainable_variables)
+        self.non_trainable = list(model.non_trainable_variables)
+        parameters = inspect.signature(function.call).parameters.values()
+        self._takes_training = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def __call__(self, params, state, x, training, on, weight=None):
+        """Calls the model without touching its variables.
+
+        Args:
+            params: values of its trainable variables.
+            state: values of its non-trainable variables.
+            x: inputs, `(examples, ...)`, nested as the model takes them.
+            training: whether dropout and the like are on.
+            on: `"support"` or `"query"`.
+            weight: `(examples,)` or `None`.
+
+        Returns:
+            `(predictions, penalty, state)`: the penalty is the sum of the model's regularisation losses at `params`.
+        """
+        mapping = [*zip(self.trainable, params, strict=True), *zip(self.non_trainable, state, strict=True)]
+        keywords = {"training": training} if self._takes_training else {}
+        with keras.StatelessScope(mapping, collect_losses=True) as scope, adaptation_scope(on, weight):
+            predictions = self.function(x, **keywords)
+            penalties = [tf.cast(penalty, params[0].dtype) for penalty in self.function.losses]
+        state = [scope.get_current_value(variable) for variable in self.non_trainable]
+        return predictions, tf.add_n(penalties) if penalties else 0.0, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Everything that the tasks of a batch have in common.
+
+    Args:
+        model: a `PureModel`, the whole model.
+        halves: `(body, tail)`, both `PureModel`, where nothing in the body adapts; or `None`.
+        mask: for each of the model's trainable variables, whether it adapts.
+        rule: the `LearningRule`.
+        extra_variables: meta-learned variables beside the model's: those of the rule and the estimator.
+        inner_loss: `TaskLoss` on the supports.
+        loss: `TaskLoss` on the queries; `None` where only predictions are asked for.
+        steps: number of inner steps, K.
+        training: whether dropout and the like are on.
+    """
+
+    model: PureModel
+    halves: tuple | None
+    mask: tuple
+    rule: keras.layers.Layer
+    extra_variables: list
+    inner_loss: object
+    loss: object
+    steps: int
+    training: bool
+
+    @functools.cached_property
+    def reads_support_moments(self):
+        """Whether a layer normalises the queries by the moments of the supports."""
+        return any(
+            isinstance(layer, keras.layers.BatchNormalization) and statistics_of(layer) == "support"
+            for layer in flatten_layers(self.model.function)
+        )
+
+    @functools.cached_property
+    def loss_scale(self):
+        """Factor on every loss that is differentiated, divided out of the gradient: float16 underflows below 6e-8."""
+        half = any(layer.compute_dtype == "float16" for layer in flatten_layers(self.model.function))
+        return 1024.0 if half else 1.0
+
+
+class Task:
+    """One episode as pure functions of `variables`.
+
+    `variables` is a list of tensors: the values of the model's trainable variables (theta), then those of
+    `learner.extra_variables`. Every function here is differentiable in all of them.
+
+    Args:
+        learner: the `Learner`.
+        support: `(x, y, weight)`, `(S, ...)` each, weight `(S,)` or `None`.
+        query: the same with Q in place of S; y may be `None`.
+        state: values of the model's non-trainable variables.
+        seed: int64 `(2,)`, different for every task, replica and outer step.
+        seed_positions: where in `state` the seeds of the model's random layers are.
+    """
+
+    def __init__(self, learner, support, query, state, seed=None, seed_positions=()):
+        self.learner = learner
+        self.support = support
+        self.query = query
+        self.seed = seed
+        self.unreached = set()
+        self._state = state
+        self._seed_positions = seed_positions
+
+    def state(self, stream=0):
+        """Values of the non-trainable variables before the first step, the seeds made this task's own.
+
+        Args:
+            stream: passes through the model that follow on another state should not share masks: one number each.
+        """
+        state = list(self._state)
+        for position in self._seed_positions:
+            seed = state[position]
+            for data in (self.seed[0], self.seed[1], tf.constant(stream, tf.int64)):
+                seed = tf.random.experimental.stateless_fold_in(seed, data)
+            state[position] = seed
+        return state
+
+    def iterates(self, variables, at=None, stop_gradients=False, data="support", stream=0):
+        """The parameters and state after some numbers of inner steps.
+
+        Args:
+            variables: list of tensors.
+            at: numbers of steps, ascending; default `(K,)`.
+            stop_gradients: whether inner gradients are constants for the outer gradient.
+            data: `"support"`, or `"episode"` for supports and queries together.
+            stream: see `state`.
+
+        Returns:
+            A list of `(params, state)`, one for each of `at`.
+        """
+        learner = self.learner
+        at = (learner.steps,) if at is None else at
+        theta, extra = self._divide(variables)
+        x, y, weight = self.support if data == "support" else self._episode()
+        state = self.state(stream)
+        forward, settled = learner.model, 0.0
+        if learner.halves is not None:
+            body, forward = learner.halves
+            x, settled, state = body(theta, state, x, learner.training, "support", weight)
+        adapting = [i for i, adapts in enumerate(learner.mask) if adapts]
+        results = []
+        with keras.StatelessScope(list(zip(learner.extra_variables, extra, strict=True))):
+            rule_state = learner.rule.init([theta[i] for i in adapting])
+            params = list(theta)
+            for index in range(at[-1] + 1):
+                if index in at:
+                    if learner.reads_support_moments:
+                        # The moments that normalise the queries are those of the weights that judge them.
+                        _, _, moments = forward(params, state, x, learner.training, "support", weight)
+                        results.append((params, moments))
+                    else:
+                        results.append((params, state))
+                if index == at[-1]:
+                    break
+                start = [tf.stop_gradient(p) for p in params] if stop_gradients else params
+
+                def support_loss(values, start=start, state=state):
+                    predictions, penalty, after = forward(
+                        _replace(start, adapting, values), state, x, learner.training, "support", weight
+                    )
+                    return learner.inner_loss(y, predictions, weight) + penalty + settled, after
+
+                watched = [start[i] for i in adapting]
+                (_, state), gradients = value_and_gradients(support_loss, watched, learner.loss_scale)
+                self.unreached |= {i for i, g in zip(adapting, gradients, strict=True) if g is None}
+                gradients = [
+                    tf.zeros_like(p) if g is None else tf.stop_gradient(g) if stop_gradients else g
+                    for p, g in zip(watched, gradients, strict=True)
+                ]
+                moved, rule_state = learner.rule.step(
+                    [params[i] for i in adapting], learner.rule.clip(gradients), rule_state, index
+                )
+                params = _replace(params, adapting, moved)
+        return results
+
+    def loss(self, params, state, on):
+        """The loss with given parameters.
+
+        Args:
+            params: list of tensors, values of the model's trainable variables.
+            state: values of its non-trainable variables.
+            on: `"support"` or `"query"`.
+
+        Returns:
+            `(loss, predictions, state)`: a scalar, `(examples, ...)`, and the values after the call.
+        """
+        learner = self.learner
+        x, y, weight = self.support if on == "support" else self.query
+        criterion = learner.inner_loss if on == "support" else learner.loss
+        predictions, penalty, state = learner.model(params, state, x, learner.training, on, weight)
+        return criterion(y, predictions, weight) + penalty, predictions, state
+
+    def predict(self, params, state):
+        """Predictions on the queries, `(Q, ...)`."""
+        x, _, weight = self.query
+        return self.learner.model(params, state, x, self.learner.training, "query", weight)[0]
+
+    def _divide(self, variables):
+        count = len(self.learner.model.trainable)
+        return list(variables[:count]), list(variables[count:])
+
+    def _episode(self):
+        (support_x, support_y, support_weight), (query_x, query_y, query_weight) = self.support, self.query
+
+        def join(a, b):
+            return tf.nest.map_structure(lambda u, v: tf.concat([u, tf.cast(v, u.dtype)], 0), a, b)
+
+        weight = None
+        if support_weight is not None or query_weight is not None:
+            ones = [
+                tf.ones([tf.shape(tf.nest.flatten(x)[0])[0]]) if w is None else w
+                for x, w in ((support_x, support_weight), (query_x, query_weight))
+            ]
+            weight = tf.concat([ones[0], tf.cast(ones[1], ones[0].dtype)], 0)
+        return join(support_x, query_x), join(support_y, query_y), weight
+
+
+def _replace(values, positions, replacements):
+    result = list(values)
+    for position, replacement in zip(positions, replacements, strict=True):
+        result[position] = replacement
+    return result
+
+
+def value_and_gradients(function, variables, scale=1.0):
+    """A function's value and its gradients.
+
+    Args:
+        function: from a list of tensors to a tuple whose first member is a scalar loss.
+        variables: list of tensors.
+        scale: factor on the loss while it is differentiated, divided out of the gradients.
+
+    Returns:
+        `(value, gradients)`: dense tensors, `None` for a variable that the loss does not depend on.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        value = function(variables)
+        scaled = value[0] * scale
+    # Embedding layers give IndexedSlices; rules and sums do dense arithmetic.
+    gradients = tape.gradient(scaled, variables)
+    return value, [None if g is None else tf.convert_to_tensor(g) / scale for g in gradients]

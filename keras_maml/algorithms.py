@@ -1,0 +1,155 @@
+"""Algorithms: points on orthogonal axes, and the names that the field has given to some of them.
+
+| preset | rule | meta-gradient | adapts | start |
+|---|---|---|---|---|
+| `MAML` | `SGD` | `Unrolled` | all | theta |
+| `FOMAML` | `SGD` | `FirstOrder` | all | theta |
+| `Reptile` | `SGD` | `ParameterDifference` | all | theta |
+| `MetaSGD` | `LearnedSGD` | `Unrolled` | all | theta |
+| `ANIL` | `SGD` | `Unrolled` | the head | theta |
+| `BOIL` | `SGD` | `Unrolled` | all but the head | theta |
+| `IMAML` | `ProximalSGD` | `Implicit` | all | theta |
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_maml.learning_rules import SGD, LearnedSGD, LearningRule, ProximalSGD
+from keras_maml.meta_gradients import (
+    FirstOrder,
+    Implicit,
+    MetaGradient,
+    ParameterDifference,
+    Unrolled,
+)
+from keras_maml.selection import Exclude, Head, exclude, layer_reference
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """How a model learns to learn: what moves within a task, how, for how long, and how the outer gradient is taken.
+
+    A value: it holds configuration, and may serve many models. Each `MetaModel` builds its own copy of the parts.
+
+    Args:
+        rule: a `LearningRule`, how parameters move within a task.
+        meta_gradient: a `MetaGradient`, how the outer gradient is taken.
+        steps: number of inner steps in training, at least 1.
+        evaluation_steps: number of inner steps in `evaluate`, `predict`, `adapt` and exports, at least 0; default `steps`.
+        layers: what adapts: a layer name or object, a sequence of them, `keras_maml.exclude(...)` of them, or a
+            predicate on a variable; default everything trainable. What does not adapt is still meta-learned.
+
+    Raises:
+        ValueError: if parts cannot be combined, with the reason and the remedy.
+    """
+
+    rule: LearningRule
+    meta_gradient: MetaGradient
+    steps: int
+    evaluation_steps: int | None = None
+    layers: Any = None
+
+    def __post_init__(self):
+        for name, kind in (("rule", LearningRule), ("meta_gradient", MetaGradient)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ValueError(
+                    f"`{name}` must be a `{kind.__name__}`, such as `{'SGD()' if name == 'rule' else 'Unrolled()'}`. "
+                    f"Received: {name}={value!r}."
+                )
+        for name, least in (("steps", 1), ("evaluation_steps", 0)):
+            value = getattr(self, name)
+            if name == "evaluation_steps" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        self.meta_gradient.check(self.rule, self.layers)
+
+    def get_config(self):
+        layers = self.layers
+        if isinstance(layers, tuple):
+            layers = [layer_reference(layer) for layer in layers]
+        elif layers is not None:
+            layers = layer_reference(layers)
+        return {
+            "rule": keras.saving.serialize_keras_object(self.rule),
+            "meta_gradient": keras.saving.serialize_keras_object(self.meta_gradient),
+            "steps": self.steps,
+            "evaluation_steps": self.evaluation_steps,
+            "layers": layers,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = {k: keras.saving.deserialize_keras_object(v) for k, v in config.items()}
+        return cls(**config)
+
+
+def MAML(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None):
+    """Model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400): through every step of gradient descent."""
+    return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps)
+
+
+def FOMAML(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None):
+    """First-order MAML (Finn et al. 2017, arXiv:1703.03400): about half the work, no second derivatives."""
+    return Algorithm(SGD(learning_rate, clipnorm), FirstOrder(), steps, evaluation_steps)
+
+
+def Reptile(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, data="support"):
+    """Reptile (Nichol et al. 2018, arXiv:1803.02999): moves theta towards phi. `data="episode"` as in the paper."""
+    return Algorithm(SGD(learning_rate, clipnorm), ParameterDifference(data), steps, evaluation_steps)
+
+
+def MetaSGD(learning_rate=0.01, steps=1, evaluation_steps=None, clipnorm=None):
+    """Meta-SGD (Li et al. 2017, arXiv:1707.09835): MAML that learns a step size for every weight too."""
+    return Algorithm(LearnedSGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps)
+
+
+def ANIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head=None):
+    """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157): only the head adapts; default the last layer with weights."""
+    layers = (Head() if head is None else head,)
+    return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
+
+
+def BOIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head=None):
+    """Body only in the inner loop (Oh et al. 2021, arXiv:2008.08882): all but the head adapts; default as for `ANIL`."""
+    layers = exclude(Head() if head is None else head)
+    return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
+
+
+def IMAML(learning_rate=0.01, steps=15, evaluation_steps=None, clipnorm=None, strength=2.0, iterations=5):
+    """Implicit MAML (Rajeswaran et al. 2019, arXiv:1909.04630): memory does not grow with steps.
+
+    `strength` pulls phi towards theta, `iterations` are those of conjugate gradients."""
+    rule = ProximalSGD(learning_rate, strength, clipnorm)
+    return Algorithm(rule, Implicit(iterations), steps, evaluation_steps)
+
+
+PRESETS = {
+    "maml": MAML,
+    "fomaml": FOMAML,
+    "reptile": Reptile,
+    "metasgd": MetaSGD,
+    "anil": ANIL,
+    "boil": BOIL,
+    "imaml": IMAML,
+}
+
+
+def get(algorithm):
+    """An `Algorithm`, from itself or from the lower-case name of a preset with its default settings."""
+    if isinstance(algorithm, Algorithm):
+        return algorithm
+    if algorithm in PRESETS:
+        return PRESETS[algorithm]()
+    raise ValueError(
+        f"`algorithm` must be an `Algorithm` or one of {sorted(PRESETS)}. Received: algorithm={algorithm!r}."
+    )
+
+
+__all__ = ["Algorithm", "Exclude", "get", *(preset.__name__ for preset in PRESETS.values())]

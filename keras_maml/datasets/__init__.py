@@ -1,0 +1,4 @@
+"""Task families and splits that papers use."""
+
+from keras_maml.datasets.omniglot import omniglot
+from keras_maml.datasets.sinusoid import sinusoid

@@ -1,0 +1,143 @@
+"""What goes into a `MetaModel`: shapes are checked when a step is traced, values wherever they are concrete."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+KEYS = ("support_x", "support_y", "query_x")
+
+
+def check_shapes(x, y=None, sample_weight=None, model=None):
+    """Refuses an episode batch whose keys, ranks or sizes do not fit together.
+
+    Args:
+        x: the dict of `MetaModel.call`.
+        y: query labels, `(T, Q, ...)`, or `None`.
+        sample_weight: `(T, Q)` or `None`.
+        model: the base model, to compare its input shape if it has one.
+
+    Raises:
+        ValueError: saying what came, what was expected and how to fix it.
+    """
+    if not isinstance(x, dict) or not set(KEYS) <= set(x) <= {*KEYS, "support_weight"}:
+        came = f"a dict with keys {sorted(map(str, x))}" if isinstance(x, dict) else f"a {type(x).__name__}"
+        raise ValueError(
+            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight'. Received: {came}. Episode "
+            "datasets of `keras_maml.episodes` have this form."
+        )
+    tasks = _agree("tasks (axis 0)", 0, {**x, "y": y, "sample_weight": sample_weight})
+    if tasks == 0:
+        raise ValueError("The batch holds no task: axis 0 of every tensor has length 0.")
+    supports = {k: x.get(k) for k in ("support_x", "support_y", "support_weight")}
+    queries = {"query_x": x["query_x"], "y": y, "sample_weight": sample_weight}
+    for what, group in (("supports", supports), ("queries", queries)):
+        if _agree(f"{what} (axis 1)", 1, group) == 0:
+            raise ValueError(f"The tasks have no {what}: axis 1 has length 0.")
+    for name, weight in (("support_weight", x.get("support_weight")), ("sample_weight", sample_weight)):
+        if weight is not None and (tf.nest.is_nested(weight) or len(weight.shape) != 2):
+            raise ValueError(
+                f"`{name}` must be one tensor (tasks, examples). Received: {_shapes(weight)}."
+            )
+    _agree_structures("support_x", x["support_x"], "query_x", x["query_x"])
+    if y is not None:
+        _agree_structures("support_y", x["support_y"], "y", y)
+    _check_model_input(x["support_x"], model)
+
+
+def _agree(what, axis, group):
+    lengths = {}
+    for name, structure in group.items():
+        for tensor in tf.nest.flatten(structure):
+            if tensor is None:
+                continue
+            if len(tensor.shape) <= axis:
+                raise ValueError(
+                    f"`{name}` needs a task axis and an example axis, (tasks, examples, ...). Received shape "
+                    f"{tuple(tensor.shape)}."
+                )
+            if tensor.shape[axis] is not None:
+                lengths.setdefault(int(tensor.shape[axis]), name)
+    if len(lengths) > 1:
+        described = ", ".join(f"{name} has {length}" for length, name in lengths.items())
+        raise ValueError(f"The numbers of {what} differ: {described}.")
+    return next(iter(lengths), None)
+
+
+def _agree_structures(name, a, other, b):
+    try:
+        tf.nest.assert_same_structure(a, b)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` and `{other}` must be nested alike. Received: {_shapes(a)} and {_shapes(b)}."
+        ) from error
+    for u, v in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True):
+        if len(u.shape) != len(v.shape) or any(
+            m is not None and n is not None and m != n
+            for m, n in zip(u.shape[2:], v.shape[2:], strict=True)
+        ):
+            raise ValueError(
+                f"The examples of `{name}` and `{other}` must have one shape. Received: {_shapes(a)} and {_shapes(b)}."
+            )
+
+
+def _shapes(structure):
+    return tf.nest.map_structure(lambda t: tuple(getattr(t, "shape", ())), structure)
+
+
+def _check_model_input(support_x, model):
+    expected = getattr(model, "input_shape", None) if getattr(model, "built", False) else None
+    if not isinstance(expected, tuple) or any(isinstance(d, tuple) for d in expected):
+        return
+    if tf.nest.is_nested(support_x):
+        return
+    came = tuple(support_x.shape[1:])
+    if len(came) != len(expected) or any(
+        m is not None and n is not None and m != n
+        for m, n in zip(came[1:], expected[1:], strict=True)
+    ):
+        raise ValueError(
+            f"Model '{model.name}' takes inputs (examples, {', '.join(map(str, expected[1:]))}), and `support_x` has "
+            f"(tasks, {', '.join(map(str, came))}). It needs a task axis before the example axis, then the model's own axes."
+        )
+
+
+def check_values(named, limit=None):
+    """Refuses NaN, infinities and labels out of range, in tensors or arrays whose values are at hand.
+
+    Args:
+        named: dict of names to nested structures; symbolic tensors and `None` pass.
+        limit: labels must be below it, if not `None`; they are the members `support_y` and `y`.
+
+    Raises:
+        ValueError: naming the tensor and the value.
+    """
+    for name, structure in named.items():
+        for tensor in tf.nest.flatten(structure):
+            if tensor is None or not (isinstance(tensor, np.ndarray) or hasattr(tensor, "numpy")):
+                continue
+            values = np.asarray(tensor)
+            if np.issubdtype(values.dtype, np.floating):
+                bad = values.size - np.count_nonzero(np.isfinite(values))
+                if bad:
+                    raise ValueError(
+                        f"`{name}` has {bad} values of {values.size} that are NaN or infinite. A learner that adapts to "
+                        "them would be NaN everywhere; clean the data first."
+                    )
+            if name.endswith("weight") and values.size and values.min() < 0:
+                raise ValueError(f"`{name}` must not be negative. Received a weight of {values.min()}.")
+            if limit is not None and name in ("support_y", "y") and values.size:
+                low, high = values.min(), values.max()
+                if low < 0 or high >= limit:
+                    raise ValueError(
+                        f"Labels must be in [0, {limit}), as the model has {limit} outputs. Received: `{name}` with labels "
+                        f"from {low} to {high}. Number the classes of each episode from 0."
+                    )
+
+
+def first_batch(data):
+    """The first element of data whose values can be looked at without using them up, or `None`."""
+    if isinstance(data, tf.data.Dataset):
+        return next(iter(data.take(1)), None)
+    if isinstance(data, keras.utils.PyDataset):
+        return data[0] if data.num_batches else None
+    return None

@@ -1,0 +1,290 @@
+"""Normalisation for few-shot learners: which moments a layer uses, and gradients right to second order.
+
+Two things about stock Keras normalisation are wrong inside an inner loop:
+
+- `tf.nn.moments`, behind Keras's `BatchNormalization` and `GroupNormalization`, stops the gradient at the mean. That
+  is right to first order, and silently wrong to second order: 20 to 170 % error of a MAML meta-gradient.
+- one `training` flag decides both about dropout and about batch or moving statistics, and an evaluation of a
+  few-shot learner wants batch statistics without dropout.
+
+And one thing about stock bias addition breaks there: oneDNN merges the gradient of a bias with a filter gradient that
+reads the same tensor. In a second-order graph that filter gradient may depend on the bias gradient, and the step stops
+with "914 nodes in a cycle" (TensorFlow 2.21, every other trace of a convolution with a bias before a normalisation).
+
+All are put right for the user's unmodified layers by three functions that look whether an `adaptation_scope` is open in
+the current thread: `BatchNormalization.call`, `tf.nn.moments`, `tf.nn.bias_add`. Outside such a scope they are the
+originals. Ways
+not taken: a wrapper on each layer instance (a copy of the instance would carry a wrapper bound to the original),
+rebuilding the model with other layers (a subclassed model cannot be rebuilt), swapping the functions for the time of a
+call (replica threads and servers see each other's swaps).
+"""
+
+import contextlib
+import functools
+import threading
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+STATISTICS = ("batch", "support", "moving")
+
+
+class Scope(NamedTuple):
+    """What a normalisation layer must know about the call that it is part of.
+
+    Args:
+        on: `"support"` or `"query"`, the examples that go through the model.
+        weight: `(examples,)` or `None`; rows of weight 0 are left out of every moment.
+    """
+
+    on: str
+    weight: tf.Tensor = None
+
+
+_current = threading.local()
+
+
+@contextlib.contextmanager
+def adaptation_scope(on, weight=None):
+    """Normalises by the rules of few-shot learning in this thread, until the block ends.
+
+    Args:
+        on: `"support"` or `"query"`.
+        weight: `(examples,)` or `None`; rows of weight 0 are left out of every moment.
+    """
+    outer = getattr(_current, "scope", None)
+    _current.scope = Scope(on, weight)
+    try:
+        yield
+    finally:
+        _current.scope = outer
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation that says whose moments it uses in a few-shot learner.
+
+    ```
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta
+    ```
+
+    | `statistics` | mean and variance inside a `MetaModel` | called by itself |
+    |---|---|---|
+    | `"batch"` | of the examples in the call: supports and queries each by their own (transductive) | the same |
+    | `"support"` | of the task's supports, for its queries too, under the same weights; gradients flow through them | as in Keras |
+    | `"moving"` | as in Keras: batch moments in `fit`, learned moving moments otherwise | as in Keras |
+
+    A stock `keras.layers.BatchNormalization` inside a `MetaModel` is `"batch"`. A layer with `trainable=False` uses its
+    moving moments, as everywhere in Keras. `"batch"` never reads or writes the moving moments.
+
+    Args:
+        statistics: `"batch"`, `"support"` or `"moving"`.
+        **kwargs: arguments of `keras.layers.BatchNormalization`.
+
+    Raises:
+        ValueError: if `statistics` is none of the three.
+
+    References:
+        - Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal
+          covariate shift", arXiv:1502.03167
+        - `"support"`: Triantafillou et al. 2020, "Meta-Dataset: a dataset of datasets for learning to learn from few
+          examples", arXiv:1903.03096
+    """
+
+    def __init__(self, statistics="batch", **kwargs):
+        super().__init__(**kwargs)
+        if statistics not in STATISTICS:
+            raise ValueError(
+                f"`statistics` must be one of {STATISTICS}. Received: statistics={statistics!r}."
+            )
+        self.statistics = statistics
+
+    def call(self, inputs, training=None, mask=None):
+        if _scope() is None and self.statistics == "batch" and self.trainable:
+            return _normalise(self, inputs, mask)
+        return super().call(inputs, training=training, mask=mask)
+
+    def get_config(self):
+        return {**super().get_config(), "statistics": self.statistics}
+
+
+def statistics_of(layer):
+    """Whose moments a batch normalisation layer uses inside a `MetaModel`: one of `STATISTICS`."""
+    if not layer.trainable:
+        return "moving"
+    return getattr(layer, "statistics", "batch")
+
+
+def _scope():
+    return getattr(_current, "scope", None)
+
+
+def _normalise(layer, inputs, mask=None, weight=None, statistics="batch", on="support"):
+    """`layer` applied with the moments of the inputs, or of the supports that went before.
+
+    Args:
+        inputs: `(examples, ..., channels, ...)`, any float type.
+        mask: `(examples, ...)` of all axes but the last, or `None`; entries to leave out of the moments.
+        weight: `(examples,)` or `None`; rows of weight 0 are left out of the moments.
+    """
+    if getattr(layer, "renorm", False):
+        raise ValueError(
+            f"Layer '{layer.name}' has `renorm=True`: it corrects batch moments towards moving ones, which tasks do "
+            "not share. Use `keras_maml.layers.BatchNormalization('moving')`, or `renorm=False`."
+        )
+    x = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    keep = _rows_to_keep(layer, x, mask, weight)
+    if statistics == "batch" and keep is None and _fusable(layer, x):
+        outputs = _fused(layer, x)
+    else:
+        if statistics == "support" and on == "query":
+            mean, variance = (
+                _along(layer, x, tf.convert_to_tensor(moment))
+                for moment in (layer.moving_mean, layer.moving_variance)
+            )
+        else:
+            mean, variance = _moments(layer, x, keep)
+        if statistics == "support" and on == "support":
+            # Inside the stateless scope of a task: the queries of that task read them, nobody else.
+            layer.moving_mean.assign(tf.reshape(mean, [-1]))
+            layer.moving_variance.assign(tf.reshape(variance, [-1]))
+        scale = tf.math.rsqrt(variance + tf.cast(layer.epsilon, x.dtype))
+        if layer.gamma is not None:
+            scale *= _along(layer, x, tf.convert_to_tensor(layer.gamma))
+        outputs = (x - mean) * scale
+        if layer.beta is not None:
+            outputs += _along(layer, x, tf.convert_to_tensor(layer.beta))
+    return tf.cast(outputs, layer.compute_dtype)
+
+
+def _along(layer, x, vector):
+    """`vector: (channels,)` shaped to broadcast along the layer's axis of `x`."""
+    shape = [1] * x.shape.rank
+    shape[layer.axis] = -1
+    return tf.reshape(tf.cast(vector, x.dtype), shape)
+
+
+def _moments(layer, x, keep):
+    axes = [axis for axis in range(x.shape.rank) if axis != layer.axis % x.shape.rank]
+    if keep is None:
+        return exact_moments(x, axes, keepdims=True)
+    # `where` before the product: a padded row may hold anything, and 0 * inf is NaN.
+    keep = tf.broadcast_to(keep, tf.shape(x))
+    count = tf.reduce_sum(tf.cast(keep, x.dtype), axes, keepdims=True)
+    mean = tf.reduce_sum(tf.where(keep, x, 0), axes, keepdims=True) / count
+    deviation = tf.where(keep, x - mean, 0)
+    return mean, tf.reduce_sum(tf.square(deviation), axes, keepdims=True) / count
+
+
+def _rows_to_keep(layer, x, mask, weight):
+    """Boolean, broadcastable to `x`, or `None` if every entry counts."""
+    if weight is None and mask is None:
+        return None
+    rank = x.shape.rank
+    keep = tf.ones([1] * rank, tf.bool)
+    if mask is not None:
+        keep &= tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones(rank - len(mask.shape), tf.int32)], 0))
+    if weight is not None:
+        if x.shape[0] is not None and weight.shape[0] is not None and x.shape[0] != weight.shape[0]:
+            raise ValueError(
+                f"Layer '{layer.name}' normalises {x.shape[0]} rows, and the weights are for {weight.shape[0]} "
+                "examples: the model merges examples with another axis before it, so that padded examples cannot be "
+                "left out of its moments. Use `keras.layers.LayerNormalization` there, or episodes without weights."
+            )
+        keep &= tf.reshape(weight > 0, [-1] + [1] * (rank - 1))
+    return keep
+
+
+def _fusable(layer, x):
+    # The least epsilon is cuDNN's. The op takes float32 only.
+    return (
+        x.shape.rank == 4
+        and layer.axis % 4 == 3
+        and x.dtype == tf.float32
+        and layer.epsilon >= 1.001e-5
+    )
+
+
+def _fused(layer, x):
+    """One op where the composite makes several passes over memory; right to second order through its first output."""
+    channels = x.shape[-1]
+    gamma = tf.ones([channels]) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
+    beta = tf.zeros([channels]) if layer.beta is None else tf.convert_to_tensor(layer.beta)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=tf.cast(gamma, tf.float32),
+        offset=tf.cast(beta, tf.float32),
+        mean=tf.zeros([0]),
+        variance=tf.zeros([0]),
+        epsilon=layer.epsilon,
+        is_training=True,
+    ).y
+
+
+def exact_moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments` with its gradient right to second order: nothing is stopped at the mean.
+
+    Args:
+        x: float tensor.
+        axes: axes to reduce.
+        shift: unused, as in `tf.nn.moments`.
+        keepdims: whether the reduced axes stay, with length 1.
+        name: unused.
+    """
+    del shift, name
+    values = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    mean = tf.reduce_mean(values, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(values - mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _route_batch_normalization(stock):
+    @functools.wraps(stock)
+    def call(self, inputs, training=None, mask=None):
+        scope = _scope()
+        if scope is None:
+            return stock(self, inputs, training=training, mask=mask)
+        statistics = statistics_of(self)
+        if statistics == "moving":
+            if training and self.trainable and scope.weight is not None:
+                keep = _rows_to_keep(self, inputs, mask, scope.weight)
+                mask = tf.broadcast_to(keep, tf.shape(inputs))[..., 0]
+            return stock(self, inputs, training=training, mask=mask)
+        return _normalise(self, inputs, mask, scope.weight, statistics, scope.on)
+
+    return call
+
+
+def _route_moments(stock):
+    @functools.wraps(stock)
+    def moments(x, axes, shift=None, keepdims=False, name=None):
+        chosen = stock if _scope() is None else exact_moments
+        return chosen(x, axes, shift=shift, keepdims=keepdims, name=name)
+
+    return moments
+
+
+def _route_bias_add(stock):
+    @functools.wraps(stock)
+    def bias_add(value, bias, data_format=None, name=None):
+        if _scope() is None or (data_format or "N").startswith("NC"):
+            return stock(value, bias, data_format=data_format, name=name)
+        return tf.add(value, bias, name=name)
+
+    return bias_add
+
+
+def _route_once():
+    # Importing the module a second time (a reload) must not wrap the wrappers.
+    if not hasattr(keras.layers.BatchNormalization.call, "__wrapped__"):
+        tf.nn.moments = _route_moments(tf.nn.moments)
+        tf.nn.bias_add = _route_bias_add(tf.nn.bias_add)
+        keras.layers.BatchNormalization.call = _route_batch_normalization(
+            keras.layers.BatchNormalization.call
+        )
+
+
+_route_once()

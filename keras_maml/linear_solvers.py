@@ -1,0 +1,67 @@
+"""Linear algebra on flat lists of tensors, for meta-gradients that solve a linear system.
+
+A vector is a list of tensors, aligned with the parameters; a matrix is a function of such a vector.
+"""
+
+import tensorflow as tf
+
+
+def dot(a, b):
+    """Inner product of two lists of tensors: a scalar."""
+    return tf.add_n([tf.reduce_sum(x * y) for x, y in zip(a, b, strict=True)])
+
+
+def hessian_vector_product(loss, params, vector, scale=1.0):
+    """`H v`, where `H` is the Hessian of `loss` at `params`; `H` is never formed.
+
+    Args:
+        loss: function of a list of tensors, returning a scalar.
+        params: list of tensors.
+        vector: list of tensors, shaped as `params`.
+        scale: the loss is multiplied by it inside and the result divided (float16 layers underflow otherwise).
+
+    Returns:
+        A list of tensors, shaped as `params`; zeros for parameters that the loss is linear in.
+
+    References:
+        - Pearlmutter 1994, "Fast exact multiplication by the Hessian", Neural Computation 6
+    """
+    with tf.GradientTape() as outer:
+        outer.watch(params)
+        with tf.GradientTape() as inner:
+            inner.watch(params)
+            value = loss(params) * scale
+        gradients = inner.gradient(value, params, unconnected_gradients="zero")
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+    products = outer.gradient(
+        gradients, params, output_gradients=vector, unconnected_gradients="zero"
+    )
+    return [tf.convert_to_tensor(p) / scale for p in products]
+
+
+def conjugate_gradient(matrix, right_side, iterations):
+    """Solves `matrix(x) = right_side` for a symmetric positive definite matrix, from `x = 0`.
+
+    The residual is orthogonal to all earlier ones, so that n iterations solve n unknowns exactly but for rounding. A
+    residual of zero stays zero: iterations after the solution change nothing.
+
+    Args:
+        matrix: function from a list of tensors to a list of tensors of the same shapes.
+        right_side: list of tensors.
+        iterations: number of products with the matrix, at least 1.
+
+    References:
+        - Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems"
+    """
+    x = [tf.zeros_like(b) for b in right_side]
+    residual = direction = right_side
+    squared = dot(residual, residual)
+    for _ in range(iterations):
+        product = matrix(direction)
+        length = tf.math.divide_no_nan(squared, dot(direction, product))
+        x = [u + length * d for u, d in zip(x, direction, strict=True)]
+        residual = [r - length * p for r, p in zip(residual, product, strict=True)]
+        squared, previous = dot(residual, residual), squared
+        turn = tf.math.divide_no_nan(squared, previous)
+        direction = [r + turn * d for r, d in zip(residual, direction, strict=True)]
+    return x

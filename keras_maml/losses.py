@@ -1,0 +1,143 @@
+"""The loss of one task: the compiled Keras loss, weighted as episodes need it.
+
+```
+loss = sum(weight * loss of an example) / sum(weight)        # reduction "sum": not divided
+```
+
+Keras divides by the number of rows instead, which makes the loss of a padded episode too small, and by the number of
+replicas, which would shrink every inner step under `tf.distribute`. So the values of the single examples are taken from
+the Keras loss, and reduced here.
+"""
+
+import keras
+import tensorflow as tf
+
+REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "sum")
+
+
+class TaskLoss:
+    """`(y, predictions, weight) -> scalar` for one task.
+
+    Args:
+        loss: what `compile(loss=...)` takes: a name, a function, a `keras.losses.Loss`, or for a model with several
+            outputs a list or dict of them, structured as the outputs.
+        loss_weights: `None`, or numbers structured as `loss`.
+
+    Raises:
+        ValueError: if the loss is missing or has no reduction, or if the structures differ.
+    """
+
+    def __init__(self, loss, loss_weights=None):
+        if loss is None:
+            raise ValueError(
+                "A few-shot learner adapts by a loss, and got none. Pass `loss=` to `compile`, or `inner_loss=` to `MetaModel`."
+            )
+        self.losses = _map(_resolve, loss)
+        self.weights = _map(lambda _: 1.0, loss) if loss_weights is None else loss_weights
+        if not _same_structure(self.losses, self.weights):
+            raise ValueError(
+                f"`loss_weights` must be structured as `loss`. Received: loss={loss}, loss_weights={loss_weights}."
+            )
+
+    def __call__(self, y, predictions, weight=None):
+        """The loss of one task.
+
+        Args:
+            y: labels, `(examples, ...)` for each output.
+            predictions: `(examples, ...)` for each output.
+            weight: `(examples,)` or `None`.
+        """
+        for name, value in (("predictions", predictions), ("y", y)):
+            if not _same_structure(self.losses, value):
+                raise ValueError(
+                    "The loss, the predictions and y of a model with several outputs must share one structure (a list or "
+                    f"a dict with the same keys). Received: loss={_skeleton(self.losses)}, {name}={_skeleton(value)}."
+                )
+        terms = zip(
+            *(tf.nest.flatten(part) for part in (self.losses, self.weights, y, predictions)), strict=True
+        )
+        return tf.add_n([w * _reduce(loss, target, p, weight) for loss, w, target, p in terms])
+
+    def label_limit(self, predictions_shape):
+        """Greatest label plus one, if the loss takes class indices and there is one output; else `None`."""
+        loss = self.losses
+        named = getattr(loss, "fn", loss)
+        sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
+            getattr(named, "__name__", "") == "sparse_categorical_crossentropy"
+        )
+        return predictions_shape[-1] if sparse and isinstance(predictions_shape, tuple) else None
+
+
+def _resolve(loss):
+    resolved = keras.losses.get(loss)
+    if isinstance(resolved, keras.losses.Loss) and resolved.reduction not in REDUCTIONS:
+        raise ValueError(
+            f"The loss of a task is one number, and {type(resolved).__name__} has reduction={resolved.reduction!r}. "
+            f"Expected one of {REDUCTIONS}."
+        )
+    return resolved
+
+
+def _reduce(loss, y, predictions, weight):
+    mask = keras_mask(predictions)
+    is_object = isinstance(loss, keras.losses.Loss)
+    dtype = loss.dtype if is_object else keras.config.floatx()
+    y, predictions = tf.cast(y, dtype), tf.cast(predictions, dtype)
+    if is_object:
+        values = loss.call(y, predictions)
+    else:
+        values = loss(*_same_rank(y, predictions))
+    if values.shape.rank == 0:
+        if weight is not None or mask is not None:
+            raise ValueError(
+                "The loss function returns one number for the whole task, so that its examples cannot be weighted. "
+                "Return one value an example."
+            )
+        return values
+    weights = tf.ones([1] * values.shape.rank, values.dtype)
+    for factor in (weight, mask):
+        if factor is not None:
+            weights *= _append_axes(tf.cast(factor, values.dtype), values.shape.rank)
+    # `where`: a padded example may have any loss, and 0 * inf is NaN.
+    total = tf.reduce_sum(tf.where(weights != 0, weights * values, 0))
+    if is_object and loss.reduction == "sum":
+        return total
+    return total / tf.reduce_sum(tf.broadcast_to(weights, tf.shape(values)))
+
+
+def keras_mask(tensor):
+    """The mask that Keras layers hang on their output, or `None`."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def _append_axes(tensor, rank):
+    return tf.reshape(tensor, tf.concat([tf.shape(tensor), tf.ones(rank - tensor.shape.rank, tf.int32)], 0))
+
+
+def _same_rank(y, predictions):
+    # As Keras does for its own losses: labels (n,) against predictions (n, 1) would broadcast to (n, n).
+    if predictions.shape.rank == y.shape.rank + 1 and predictions.shape[-1] == 1:
+        return tf.expand_dims(y, -1), predictions
+    if y.shape.rank == predictions.shape.rank + 1 and y.shape[-1] == 1:
+        return tf.squeeze(y, -1), predictions
+    return y, predictions
+
+
+def _map(function, structure):
+    if isinstance(structure, dict):
+        return {key: _map(function, value) for key, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return [_map(function, value) for value in structure]
+    return function(structure)
+
+
+def _same_structure(a, b):
+    if isinstance(a, dict) or isinstance(b, dict):
+        return isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys()
+    if isinstance(a, (list, tuple)) or isinstance(b, (list, tuple)):
+        return isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b)
+    return True
+
+
+def _skeleton(structure):
+    return _map(lambda leaf: getattr(leaf, "name", None) or getattr(leaf, "__name__", type(leaf).__name__), structure)

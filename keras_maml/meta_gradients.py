@@ -1,0 +1,202 @@
+"""How the outer gradient of one task is taken. Each estimator's class holds its difference and nothing else.
+
+An estimator sees a `Task`, never Keras, `tf.data` or labels. With `L` the loss on the queries, `phi(theta)` the
+parameters after adaptation:
+
+| estimator | outer gradient |
+|---|---|
+| `Unrolled` | `d L(phi(theta)) / d theta`, through every inner step |
+| `FirstOrder` | the same with the inner gradients taken for constants |
+| `ParameterDifference` | `theta - phi` |
+| `Implicit` | `(I + H / strength)^-1 grad L(phi)`, H the Hessian of the support loss at phi |
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_maml.adaptation import value_and_gradients
+from keras_maml.learning_rules import ProximalSGD
+from keras_maml.linear_solvers import conjugate_gradient, hessian_vector_product
+
+
+class TaskResult(NamedTuple):
+    """What an estimator gives for one task: the loss and predictions on its queries after adaptation, the outer
+    gradient aligned with `variables` (`None` for a variable that has none), and the model's state after the task."""
+
+    loss: tf.Tensor
+    predictions: tf.Tensor
+    gradients: list
+    state: list
+
+
+class MetaGradient(keras.layers.Layer):
+    """Base class of outer gradient estimators.
+
+    A Keras layer, so that an estimator may own weights (annealed ones, say), saved with the model. A new one
+    implements `__call__(task, variables) -> TaskResult` and returns the gradient of its task, unscaled.
+    """
+
+    differentiates = True  # whether it gives gradients for more than the adapting weights
+
+    def check(self, rule, layers):
+        """Refuses what cannot be combined with this estimator.
+
+        Args:
+            rule: the `LearningRule` of the algorithm.
+            layers: its choice of layers.
+
+        Raises:
+            ValueError: with the reason and the remedy.
+        """
+        if self.differentiates:
+            return
+        name = type(self).__name__
+        if layers is not None:
+            raise ValueError(
+                f"`{name}` gives no gradient for weights that do not adapt, so it needs `layers=None`. Received: "
+                f"layers={layers!r}. Use `Unrolled()` or `FirstOrder()` to adapt only some layers."
+            )
+        if rule.learned:
+            raise ValueError(
+                f"`{name}` gives no gradient for learned step sizes. Received: rule={type(rule).__name__}. Use a rule "
+                "without weights, such as `SGD`, or `Unrolled()`."
+            )
+
+    def __call__(self, task, variables):
+        raise NotImplementedError(f"{type(self).__name__} must implement `__call__`.")
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class Unrolled(MetaGradient):
+    """Differentiates through every inner step.
+
+    References:
+        - Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", arXiv:1703.03400
+    """
+
+    stop_gradients = False
+
+    def __call__(self, task, variables):
+        def query_loss(values):
+            ((params, state),) = task.iterates(values, stop_gradients=self.stop_gradients)
+            return task.loss(params, state, on="query")
+
+        value, gradients = value_and_gradients(query_loss, variables, task.learner.loss_scale)
+        loss, predictions, state = value
+        return TaskResult(loss, predictions, gradients, state)
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class FirstOrder(Unrolled):
+    """Takes the inner gradients for constants; learned step sizes still get their gradient.
+
+    References:
+        - Finn et al. 2017, section 5.2, arXiv:1703.03400; Nichol et al. 2018, "On first-order meta-learning
+          algorithms", arXiv:1803.02999
+    """
+
+    stop_gradients = True
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class ParameterDifference(MetaGradient):
+    """Moves towards the adapted parameters: `theta - phi` in place of a gradient.
+
+    Args:
+        data: what phi of the outer update is adapted on: `"support"`, or `"episode"` for supports and queries
+            together, as in the paper. The loss and the predictions always come from adapting on the supports alone.
+
+    References:
+        - Nichol et al. 2018, "On first-order meta-learning algorithms", arXiv:1803.02999
+    """
+
+    differentiates = False
+
+    def __init__(self, data="support", **kwargs):
+        super().__init__(**kwargs)
+        if data not in ("support", "episode"):
+            raise ValueError(f"`data` must be 'support' or 'episode'. Received: data={data!r}.")
+        self.data = data
+
+    def __call__(self, task, variables):
+        ((params, state),) = task.iterates(variables, stop_gradients=True)
+        loss, predictions, state = task.loss(params, state, on="query")
+        if self.data == "episode":
+            ((params, state),) = task.iterates(
+                variables, stop_gradients=True, data="episode", stream=1
+            )
+        # Only the adapting weights are meta-learned here, and they are all of the model's.
+        difference = [
+            None if i in task.unreached else theta - phi
+            for i, (theta, phi) in enumerate(zip(variables, params, strict=True))
+        ]
+        return TaskResult(loss, predictions, difference, state)
+
+    def get_config(self):
+        return {**super().get_config(), "data": self.data}
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class Implicit(MetaGradient):
+    """Differentiates the minimum of the proximally regularised support loss, not the path to it.
+
+    ```
+    (I + H / strength) u = grad L(phi)
+    ```
+
+    solved for u by conjugate gradients. Right at the minimum only: give the rule enough steps to come near it. The
+    strength is that of the rule, a `ProximalSGD`.
+
+    Args:
+        iterations: of conjugate gradients, at least 1.
+
+    References:
+        - Rajeswaran et al. 2019, "Meta-learning with implicit gradients", arXiv:1909.04630
+    """
+
+    differentiates = False
+
+    def __init__(self, iterations=5, **kwargs):
+        super().__init__(**kwargs)
+        if iterations < 1:
+            raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}.")
+        self.iterations = iterations
+
+    def check(self, rule, layers):
+        super().check(rule, layers)
+        if not isinstance(rule, ProximalSGD):
+            raise ValueError(
+                "`Implicit` differentiates the minimum of a proximally regularised support loss, so it needs "
+                f"`rule=ProximalSGD(...)`. Received: rule={type(rule).__name__}."
+            )
+
+    def __call__(self, task, variables):
+        scale = task.learner.loss_scale
+        ((params, state),) = task.iterates(variables, stop_gradients=True)
+        value, gradient = value_and_gradients(
+            lambda values: task.loss(values, state, on="query"), params, scale
+        )
+        loss, predictions, after = value
+        right_side = [
+            tf.zeros_like(p) if g is None else g for p, g in zip(params, gradient, strict=True)
+        ]
+
+        def support_loss(values):
+            return task.loss(values, state, on="support")[0]
+
+        def matrix(vector):
+            products = hessian_vector_product(support_loss, params, vector, scale)
+            strength = task.learner.rule.strength
+            return [v + p / strength for v, p in zip(vector, products, strict=True)]
+
+        solution = conjugate_gradient(matrix, right_side, self.iterations)
+        gradients = [None if g is None else u for g, u in zip(gradient, solution, strict=True)]
+        return TaskResult(loss, predictions, gradients, after)
+
+    def get_config(self):
+        return {**super().get_config(), "iterations": self.iterations}

@@ -1,0 +1,198 @@
+"""What adapts: layers named by the user, resolved to variables of one model, and the cut before the first of them."""
+
+import dataclasses
+import difflib
+
+import keras
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+@dataclasses.dataclass(frozen=True)
+class Exclude:
+    """Every layer but `layers`; made by `keras_maml.exclude`."""
+
+    layers: tuple
+
+    def get_config(self):
+        return {"layers": [layer_reference(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(tuple(keras.saving.deserialize_keras_object(layer) for layer in config["layers"]))
+
+
+def exclude(*layers):
+    """All layers of the model except these, for `Algorithm(layers=...)`.
+
+    Args:
+        *layers: layer names or layer objects.
+
+    Raises:
+        ValueError: if no layer is given.
+    """
+    if not layers:
+        raise ValueError("`exclude` needs at least one layer, by name or object. Received none.")
+    return Exclude(layers)
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The last layer of the model that has weights: what `ANIL` adapts and `BOIL` does not, unless told otherwise."""
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+def layer_reference(layer):
+    """What a config holds of a member of `layers`: a name, or the config of an object of this module."""
+    if isinstance(layer, keras.layers.Layer):
+        return layer.name
+    return keras.saving.serialize_keras_object(layer)
+
+
+def flatten_layers(model):
+    """All layers of a model, nested ones too, the model itself first.
+
+    `Layer._flatten_layers` is private (Keras 3.15); the public `Model.layers` does not see into layers that are not
+    models.
+    """
+    return list(model._flatten_layers())
+
+
+def seed_variables(model):
+    """State variables of all seed generators in a model.
+
+    `Layer._seed_generators` is private (Keras 3.15); publicly, their states can be told from other integers only by
+    name.
+    """
+    return [g.state for layer in flatten_layers(model) for g in layer._seed_generators]
+
+
+def adapting_mask(model, layers):
+    """For each of `model.trainable_variables`, whether it adapts: a tuple of bools.
+
+    Args:
+        model: a built model.
+        layers: `None` (all), a layer name, a layer object, `exclude(...)`, a sequence of these, or a predicate on a variable.
+
+    Raises:
+        ValueError: if a layer is unknown or ambiguous, has no trainable weights, or if nothing is left to adapt.
+    """
+    if layers is None:
+        return tuple(True for _ in model.trainable_variables)
+    if isinstance(layers, Exclude):
+        excluded = _variables_of(model, layers.layers)
+        mask = tuple(id(v) not in excluded for v in model.trainable_variables)
+    elif callable(layers) and not isinstance(layers, keras.layers.Layer):
+        mask = tuple(bool(layers(v)) for v in model.trainable_variables)
+    else:
+        members = layers if isinstance(layers, (list, tuple)) else (layers,)
+        included = _variables_of(model, members)
+        mask = tuple(id(v) in included for v in model.trainable_variables)
+    if not any(mask):
+        raise ValueError(
+            f"No weight of model '{model.name}' adapts with layers={layers!r}. Expected layers with trainable weights; "
+            f"those of the model are {_names(model)}."
+        )
+    return mask
+
+
+def _variables_of(model, members):
+    found = set()
+    for member in members:
+        layer = _find(model, member)
+        if not layer.trainable_variables:
+            raise ValueError(
+                f"Layer '{layer.name}' has no trainable weights, so it cannot be chosen. Layers of model '{model.name}' "
+                f"with weights: {_names(model)}."
+            )
+        found |= {id(v) for v in layer.trainable_variables}
+    return found
+
+
+def _find(model, member):
+    layers = flatten_layers(model)[1:]
+    if isinstance(member, Head):
+        return find_head(model)
+    if isinstance(member, keras.layers.Layer):
+        if any(layer is member for layer in layers):
+            return member
+        raise ValueError(f"Layer object '{member.name}' is not part of model '{model.name}'.")
+    if not isinstance(member, str):
+        raise ValueError(
+            "`layers` takes layer names, layer objects, `keras_maml.exclude(...)` of them, or a predicate on a variable. "
+            f"Received: {member!r}."
+        )
+    # `_flatten_layers` lists a shared layer once for each owner.
+    matches = {id(layer): layer for layer in layers if layer.name == member}
+    if len(matches) > 1:
+        raise ValueError(
+            f"{len(matches)} layers of model '{model.name}' are named '{member}'. Pass the layer object instead."
+        )
+    if not matches:
+        close = difflib.get_close_matches(member, _names(model), 1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ValueError(
+            f"Model '{model.name}' has no layer named '{member}'.{hint} Layers with weights: {_names(model)}."
+        )
+    return next(iter(matches.values()))
+
+
+def find_head(model):
+    """The last layer of `model` that has trainable weights; inside a nested model, its last one."""
+    owners = [layer for layer in getattr(model, "layers", ()) if layer.trainable_variables]
+    if not owners:
+        raise ValueError(f"Model '{model.name}' has no layer with trainable weights.")
+    last = owners[-1]
+    return find_head(last) if isinstance(last, keras.Model) else last
+
+
+def _names(model):
+    layers = flatten_layers(model)[1:]
+    return list(dict.fromkeys(layer.name for layer in layers if layer.trainable_variables))
+
+
+def split(model, mask):
+    """Cuts a model before its first adapting layer, so that what lies below runs once a task, not once a step.
+
+    The halves are made from a clone: building them from the layers of the user's model would add nodes to its graph.
+
+    Args:
+        model: a built model.
+        mask: as `adapting_mask` returns.
+
+    Returns:
+        `((clone, body, tail), None)`, where the variables of the clone are in the order of those of `model`, or
+        `(None, reason)` where the model cannot be cut.
+    """
+    adapting = {id(v) for v, adapts in zip(model.trainable_variables, mask, strict=True) if adapts}
+    if type(model) is not keras.Sequential and not _is_functional(model):
+        return None, "a subclassed model cannot be cut"
+    layers = model.layers
+    first = next(
+        i for i, layer in enumerate(layers) if adapting & {id(v) for v in layer.trainable_variables}
+    )
+    if not any(layer.weights for layer in layers[:first]):
+        return None, "the first layer with weights adapts"
+    if any(seed_variables(layer) for layer in layers[:first]):
+        return None, "a layer below the first adapting one draws random numbers, anew in every step"
+    try:
+        clone = keras.models.clone_model(model)
+        cut = clone.layers[first].input
+        if not isinstance(cut, keras.KerasTensor):
+            return None, f"layer '{layers[first].name}' has several inputs"
+        body = keras.Model(clone.inputs, cut)
+        tail = keras.Model(cut, clone.outputs if len(clone.outputs) > 1 else clone.outputs[0])
+    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
+        return None, f"no cut before layer '{layers[first].name}': {str(error).splitlines()[0]}"
+    return (clone, body, tail), None
+
+
+def _is_functional(model):
+    # Exactly this class: a subclass may have a `call` of its own, which a clone would not run.
+    return type(model).__name__ == "Functional" and isinstance(model, keras.Model)
