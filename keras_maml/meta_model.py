@@ -1,6 +1,7 @@
 """`MetaModel`: a Keras model whose call is a few-shot learner and whose `fit` is meta-learning."""
 
 import inspect
+import warnings
 
 import keras
 import tensorflow as tf
@@ -10,6 +11,7 @@ from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.callbacks import BeforeAdaptation, resume_episodes
 from keras_maml.layers import statistics_of
 from keras_maml.losses import TaskLoss, keras_mask
+from keras_maml.meta_gradients import Unrolled
 from keras_maml.selection import adapting_mask, flatten_layers, seed_variables, split
 
 
@@ -214,11 +216,11 @@ class MetaModel(keras.Model):
         return stacked, tf.nest.map_structure(spec, averaged)
 
     def _mapping_for(self, variables):
-        if self._mapping is not None:
-            return self._mapping
-        if tf.executing_eagerly():
-            return task_mapping.Parallel()
-        return task_mapping.choose(self.model, variables)[0]
+        if self._mapping is None:
+            return task_mapping.Parallel() if tf.executing_eagerly() else task_mapping.choose(self.model, variables)[0]
+        if isinstance(self._mapping, task_mapping.Vectorized) and task_mapping.rough_under_xla(self.model):
+            return task_mapping.Vectorized(jit_compile=False)
+        return self._mapping
 
     def explain_task_mapping(self):
         """Which mapping runs the tasks of a batch in compiled steps, and why: one sentence."""
@@ -400,10 +402,23 @@ class MetaModel(keras.Model):
     # ------------------------------------------------------------------------------------------------ the Keras shell
 
     def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number."""
-        arguments = inspect.signature(super().compile).bind(*args, **kwargs).arguments
+        """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
+
+        `jit_compile="auto"` stays off for models with max-pooling, whose second derivatives XLA rounds to bfloat16.
+        """
+        bound = inspect.signature(super().compile).bind(*args, **kwargs)
+        arguments = bound.arguments
         task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
-        super().compile(*args, **kwargs)
+        rough = task_mapping.rough_under_xla(self.model)
+        if rough and arguments.get("jit_compile", "auto") == "auto":
+            arguments["jit_compile"] = False
+        elif rough and arguments["jit_compile"] and isinstance(self.meta_gradient, Unrolled):
+            warnings.warn(
+                f"XLA rounds the second derivatives of layer '{rough[0]}' to bfloat16: meta-gradients are off by about "
+                "1 %. Use `jit_compile=False`, strided convolutions or average pooling.",
+                stacklevel=2,
+            )
+        super().compile(*bound.args, **bound.kwargs)
         self._task_loss = task_loss
         if self._before is not None:
             self._before.compile(arguments.get("metrics"), arguments.get("weighted_metrics"))

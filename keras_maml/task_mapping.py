@@ -19,6 +19,9 @@ _KINDS = (
     *("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "MaxPooling1D", "MaxPooling2D", "MaxPooling3D"),
 )
 NOT_VECTORIZED = tuple(getattr(keras.layers, kind) for kind in _KINDS)
+# XLA packs the second derivative of a max-pooling with its position into one word, which rounds it to bfloat16: about
+# 1 % error of a meta-gradient (TensorFlow 2.21; average pooling is exact, and so is everything to first order).
+ROUGH_UNDER_XLA = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.MaxPooling3D)
 
 
 class TaskMapping:
@@ -105,7 +108,8 @@ class Vectorized(TaskMapping):
     What is averaged is stacked first, so memory grows with the number of tasks. Best for dense and attention models.
 
     Args:
-        jit_compile: whether XLA compiles the mapped function when it is part of a graph.
+        jit_compile: whether XLA compiles the mapped function when it is part of a graph. A `MetaModel` does without XLA
+            where a layer has rough second derivatives under it (max-pooling).
     """
 
     def __init__(self, jit_compile=True):
@@ -149,6 +153,11 @@ def choose(model, variables):
     if weights > MOST_STACKED_WEIGHTS:
         return Parallel(), f"{weights:,} weights: a stack of their gradients, one for each task, costs memory"
     return Vectorized(), f"dense layers with {weights:,} weights: one op for all tasks beats one for each"
+
+
+def rough_under_xla(model):
+    """Names of layers whose second derivatives XLA rounds to bfloat16."""
+    return [layer.name for layer in flatten_layers(model) if isinstance(layer, ROUGH_UNDER_XLA)]
 
 
 def get(task_mapping):

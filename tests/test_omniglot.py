@@ -149,7 +149,7 @@ class TestDrawings:
         assert sizes == {"train": 4 * 964, "test": 4 * 659}
 
     def test_drawings_are_shrunk_as_by_pillow_and_inverted(self, data_dir):
-        # An independent kernel, in floats: half a level of 255 is rounding, and a hundredth float32.
+        # An independent kernel, in floats: half a level of 255 is rounding, a hundredth float32.
         # Other kernels are 7 and more off, no antialiasing 90.
         pillow = pytest.importorskip("PIL.Image")
         small, _ = omniglot(data_dir, "original", rotated=(), download=False)["test"]
