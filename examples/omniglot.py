@@ -25,7 +25,7 @@ import keras_maml
 # Inner learning rates for a mean cross-entropy, inner steps in training and in evaluation. The reference sums its loss
 # over the ways * shots supports, so that its rates of 0.4 and 0.1 are 2.0 here.
 SETTINGS = {
-    "maml": (keras_maml.MAML, {5: (2.0, 1, 3), 20: (2.0, 5, 5)}),
+    "maml": (keras_maml.MAML, {5: (0.4, 1, 3), 20: (0.4, 3, 5)}),
     "fomaml": (keras_maml.FOMAML, {5: (0.5, 3, 5), 20: (0.5, 5, 5)}),
     "reptile": (keras_maml.Reptile, {5: (0.1, 10, 20), 20: (0.1, 10, 20)}),
     "metasgd": (keras_maml.MetaSGD, {5: (1.0, 1, 1), 20: (1.0, 1, 1)}),
@@ -108,7 +108,7 @@ def main():
 
     algorithm = preset(learning_rate=rate, steps=steps, evaluation_steps=evaluation_steps)
     meta_model = keras_maml.MetaModel(build_model(ways), algorithm)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-3, arguments.iterations, alpha=0.01)
+    schedule = keras.optimizers.schedules.CosineDecay(4e-3, arguments.iterations, alpha=0.01)
     optimizer = keras.optimizers.Adam(schedule)
     if arguments.algorithm == "reptile":  # its outer step is a share of the way to phi, not a gradient
         optimizer = keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(1.0, arguments.iterations, 0.0))

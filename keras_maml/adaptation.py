@@ -129,7 +129,9 @@ class Task:
         state = list(self._state)
         for position in self._seed_positions:
             seed = state[position]
-            for data in (self.seed[0], self.seed[1], tf.constant(stream, tf.int64)):
+            # `stateless_fold_in` gives `[hash of the seed, data]`, and every random op adds `[0, 1]`: without the last
+            # 0, stream 1 would begin with the second mask of stream 0.
+            for data in (tf.constant(stream, tf.int64), self.seed[0], self.seed[1], tf.constant(0, tf.int64)):
                 seed = tf.random.experimental.stateless_fold_in(seed, data)
             state[position] = seed
         return state

@@ -12,6 +12,7 @@
 """
 
 import dataclasses
+import difflib
 from typing import Any
 
 import keras
@@ -38,7 +39,8 @@ class Algorithm:
         rule: a `LearningRule`, how parameters move within a task.
         meta_gradient: a `MetaGradient`, how the outer gradient is taken.
         steps: number of inner steps in training, at least 1.
-        evaluation_steps: number of inner steps in `evaluate`, `predict`, `adapt` and exports, at least 0; default `steps`.
+        evaluation_steps: number of inner steps in `evaluate`, `predict`, `adapt` and exports, at least 0; default
+            `steps`.
         layers: what adapts: a layer name or object, a sequence of them, `keras_maml.exclude(...)` of them, or a
             predicate on a variable; default everything trainable. What does not adapt is still meta-learned.
 
@@ -111,13 +113,15 @@ def MetaSGD(learning_rate=0.01, steps=1, evaluation_steps=None, clipnorm=None):
 
 
 def ANIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head=None):
-    """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157): only the head adapts; default the last layer with weights."""
+    """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157): only the head adapts, by default the last layer
+    with weights."""
     layers = (Head() if head is None else head,)
     return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
 
 
 def BOIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head=None):
-    """Body only in the inner loop (Oh et al. 2021, arXiv:2008.08882): all but the head adapts; default as for `ANIL`."""
+    """Body only in the inner loop (Oh et al. 2021, arXiv:2008.08882): all but the head adapts, by default as for
+    `ANIL`."""
     layers = exclude(Head() if head is None else head)
     return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
 
@@ -145,10 +149,16 @@ def get(algorithm):
     """An `Algorithm`, from itself or from the lower-case name of a preset with its default settings."""
     if isinstance(algorithm, Algorithm):
         return algorithm
-    if algorithm in PRESETS:
+    if isinstance(algorithm, str) and algorithm in PRESETS:
         return PRESETS[algorithm]()
+    hint = ""
+    if isinstance(algorithm, str):
+        close = difflib.get_close_matches(algorithm.lower().replace("_", "").replace("-", ""), PRESETS, 1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+    elif algorithm in PRESETS.values():
+        hint = f" Call the preset: `{algorithm.__name__}()`."
     raise ValueError(
-        f"`algorithm` must be an `Algorithm` or one of {sorted(PRESETS)}. Received: algorithm={algorithm!r}."
+        f"`algorithm` must be an `Algorithm` or one of {sorted(PRESETS)}. Received: algorithm={algorithm!r}.{hint}"
     )
 
 

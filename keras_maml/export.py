@@ -1,5 +1,8 @@
 """What leaves a `MetaModel`: an adapted Keras model, or a SavedModel that adapts by itself."""
 
+import re
+import tempfile
+
 import keras
 import tensorflow as tf
 
@@ -40,8 +43,8 @@ def specialise(model, params, state):
             continue
         if type(layer) not in (keras.layers.BatchNormalization, BatchNormalization):
             raise ValueError(
-                f"Layer '{layer.name}' is a {type(layer).__name__}, a kind of BatchNormalization of its own, and it is not "
-                "known what it should do outside a MetaModel. Use `keras_maml.layers.BatchNormalization`."
+                f"Layer '{layer.name}' is a {type(layer).__name__}, a kind of BatchNormalization of its own, and it is "
+                "not known what it should do outside a MetaModel. Use `keras_maml.layers.BatchNormalization`."
             )
         # The class alone decides what a call does; the clone is nobody else's yet. A clone with other layers could be
         # made of Functional models only.
@@ -63,55 +66,76 @@ def clone_with_weights(model):
         if not clone.built:
             clone.build_from_config(model.get_build_config())
     except Exception as error:  # whatever the user's own class raises
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise ValueError(
-            f"Model '{model.name}' of class {type(model).__name__} cannot be cloned: {str(error).splitlines()[0]} Give it "
-            "`get_config` (and `from_config`), or use `predict` and `export`, which need no clone."
+            f"Model '{model.name}' of class {type(model).__name__} cannot be cloned: {reason}. Give it `get_config` "
+            "(and `from_config`), or use `predict` and `export`, which need no clone."
         ) from error
     if [v.shape for v in clone.variables] != [v.shape for v in model.variables]:
         raise ValueError(
-            f"A clone of model '{model.name}' has other weights than the model. Give it a `get_config` that holds all of "
-            "its constructor's arguments."
+            f"A clone of model '{model.name}' has other weights than the model. Give it a `get_config` that holds all "
+            "of its constructor's arguments."
+        )
+    shared = {id(v) for v in model.variables} & {id(v) for v in clone.variables}
+    if shared:
+        raise ValueError(
+            f"A clone of model '{model.name}' shares {len(shared)} weights with it: its `get_config` holds layers. Put "
+            "`keras.saving.serialize_keras_object(layer)` there, and deserialize it in `from_config`."
         )
     for source, target in zip(model.variables, clone.variables, strict=True):
         target.assign(source)
-    _copy_trainable(model, clone)
+    for source, target in zip(flatten_layers(model), flatten_layers(clone), strict=True):
+        target.trainable = source.trainable  # of inner layers too, which come later and are put right then
+        _copy_more_than_weights(source, target)
+    for source, target in zip(model.variables, clone.variables, strict=True):
+        target.trainable = source.trainable
     return clone
 
 
-def _copy_trainable(model, clone):
-    for source, target in zip(flatten_layers(model), flatten_layers(clone), strict=True):
-        target._trainable = source._trainable
-    for source, target in zip(model.variables, clone.variables, strict=True):
-        target.trainable = source.trainable
+def _copy_more_than_weights(source, target):
+    """What Keras's preprocessing layers learn in their own `adapt` and hold beside their weights."""
+    if hasattr(source, "save_assets"):  # vocabularies of lookup layers
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
+    if isinstance(source, keras.layers.Normalization):  # constants, computed from its weights
+        target.finalize_state()
 
 
 def save(meta_model, filepath):
     """See `MetaModel.export`."""
-    model, learner = meta_model.model, meta_model._learner(False, meta_model._evaluation_steps)
     specs = _episode_specs(meta_model)
-    names = _names(learner.model.trainable + learner.model.non_trainable)
+    model, learner = meta_model.model, meta_model._learner(False, meta_model._evaluation_steps)
+    everything = [*learner.model.trainable, *learner.model.non_trainable]
     count = len(learner.model.trainable)
     passed = [i for i, adapts in enumerate(learner.mask) if adapts]
     passed += [count + i for i in _support_moments(learner)]
+    inputs = {name: dict(zip(_names(name, s), keras.tree.flatten(s), strict=True)) for name, s in specs.items()}
+    names = _unique([v.path for v in everything], taken=[*inputs["query_x"]])
 
     def values():
         variables = [tf.convert_to_tensor(v) for v in meta_model.trainable_variables]
         return variables, [tf.convert_to_tensor(v) for v in learner.model.non_trainable]
 
-    def adapted(task, variables):
-        ((params, state),) = task.iterates(variables, stop_gradients=True)
-        return params, state
+    def given(name, named):
+        return keras.tree.pack_sequence_as(specs[name], [named[key] for key in inputs[name]])
+
+    def adapted(named, query_x=None):
+        variables, state = values()
+        support = given("support_x", named), given("support_y", named), None
+        task = Task(learner, support, (query_x, None, None), state)
+        return task, *task.iterates(variables, stop_gradients=True)[0]
+
+    def outputs(predictions):
+        flat = keras.tree.flatten(predictions)
+        return {name: tf.identity(p) for name, p in zip(_names("predictions", predictions), flat, strict=True)}
 
     def serving_default(**named):
-        variables, state = values()
-        support = (_unpack("support_x", specs, named), _unpack("support_y", specs, named), None)
-        task = Task(learner, support, (_unpack("query_x", specs, named), None, None), state)
-        return _pack("predictions", task.predict(*adapted(task, variables)))
+        task, params, state = adapted(named, given("query_x", named))
+        return outputs(task.predict(params, state))
 
     def adapt(**named):
-        variables, state = values()
-        support = (_unpack("support_x", specs, named), _unpack("support_y", specs, named), None)
-        params, state = adapted(Task(learner, support, (None, None, None), state), variables)
+        _, params, state = adapted(named)
         both = [*params, *state]
         return {names[i]: tf.identity(both[i]) for i in passed}
 
@@ -120,13 +144,11 @@ def save(meta_model, filepath):
         both = [*variables[:count], *state]
         for i in passed:
             both[i] = named[names[i]]
-        task = Task(learner, (None, None, None), (_unpack("query_x", specs, named), None, None), state)
-        return _pack("predictions", task.predict(both[:count], both[count:]))
+        task = Task(learner, (None, None, None), (given("query_x", named), None, None), state)
+        return outputs(task.predict(both[:count], both[count:]))
 
-    everything = [*learner.model.trainable, *learner.model.non_trainable]
     weights = {names[i]: tf.TensorSpec(everything[i].shape, everything[i].dtype) for i in passed}
-    support = {**_flat("support_x", specs), **_flat("support_y", specs)}
-    query = _flat("query_x", specs)
+    support, query = {**inputs["support_x"], **inputs["support_y"]}, inputs["query_x"]
     signatures = {
         function.__name__: _concrete(function, arguments)
         for function, arguments in (
@@ -136,9 +158,10 @@ def save(meta_model, filepath):
         )
     }
     module = tf.Module(name=model.name)
-    module.tracked = [v.value for v in (*meta_model.trainable_variables, *learner.model.non_trainable)]
-    if meta_model._halves is not None:
-        module.tracked += [v.value for v in meta_model._halves.value[0].variables]
+    module.weights = [v.value for v in meta_model.variables]
+    # Vocabularies and the like, which no variable holds.
+    descendants = tf.train.TrackableView(model).descendants()
+    module.assets = [d for d in descendants if isinstance(d, tf.saved_model.experimental.TrackableResource)]
     tf.saved_model.save(module, str(filepath), signatures=signatures)
 
 
@@ -156,45 +179,65 @@ def _support_moments(learner):
     return [i for i, v in enumerate(learner.model.non_trainable) if id(v) in moments]
 
 
-def _names(variables):
-    """Unique names by path: `dense/kernel` to `dense_kernel`, then `dense_kernel_1`."""
-    names = []
-    for variable in variables:
-        base = name = variable.path.replace("/", "_")
+def _names(name, structure):
+    """A name for each tensor of a nested structure: `support_x_<key>`, or `support_x` alone."""
+    return _unique(["/".join([name, *map(str, path)]) for path, _ in keras.tree.flatten_with_path(structure)])
+
+
+def _unique(paths, taken=()):
+    """Unique names by path, such as TensorFlow takes: `dense/kernel` to `dense_kernel`, then `dense_kernel_1`."""
+    names = list(taken)
+    for path in paths:
+        base = name = re.sub(r"\W", "_", path if path[0].isalpha() else f"weight_{path}")
         repeat = 0
         while name in names:
             repeat += 1
             name = f"{base}_{repeat}"
         names.append(name)
-    return names
+    return names[len(taken) :]
+
+
+def widen(seen, x):
+    """Specs of all episodes seen: dtypes as in the first, free sizes where they differ.
+
+    Args:
+        seen: what this function returned before, at first `{}`.
+        x: an episode batch, concrete or being traced.
+
+    Returns:
+        Dict of nested structures of `tf.TensorSpec` of one task: `(None, ...)`.
+    """
+    widened = {}
+    for name, value in x.items():
+        specs = tf.nest.map_structure(lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), value)
+        first, flat = tf.nest.flatten(seen.get(name, specs)), tf.nest.flatten(specs)
+        if len(first) == len(flat):
+            wider = [a.most_specific_common_supertype([b]) or a for a, b in zip(first, flat, strict=True)]
+            specs = tf.nest.pack_sequence_as(seen.get(name, specs), wider)
+        widened[name] = specs
+    return {**seen, **widened}
 
 
 def _episode_specs(meta_model):
-    specs = dict(meta_model._specs)
-    model = meta_model.model
-    if "support_x" not in specs and len(getattr(model, "inputs", None) or ()) == 1:
-        source = model.inputs[0]
-        specs["support_x"] = tf.TensorSpec((None, *source.shape[1:]), source.dtype)
-        sparse = meta_model._label_limit() is not None
-        specs["support_y"] = tf.TensorSpec((None,) if sparse else (None, *model.output_shape[1:]), "int32" if sparse else "float32")
-    if "support_x" not in specs:
+    """Of one task: dtypes as in the episodes so far, sizes as free as the model leaves them."""
+    model, seen = meta_model.model, meta_model._specs.value
+    declared = {}
+    if model.built and getattr(model, "inputs", None):
+        x, y = model.inputs[0], model.outputs[0]
+        if type(model) is not keras.Sequential:
+            x, y = model.input, model.output
+        last, dtype = (None, None) if meta_model._label_limit() is None else (-1, "int32")
+        declared["support_x"] = keras.tree.map_structure(lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), x)
+        if not keras.tree.is_nested(y):  # else which of several losses takes class indices?
+            declared["support_y"] = tf.TensorSpec((None, *y.shape[1:last]), dtype or y.dtype)
+    x, y = (seen.get(name, declared.get(name)) for name in ("support_x", "support_y"))
+    if x is None or y is None:
         raise ValueError(
-            "The shapes of episodes are not known yet. Call the model on one episode, or `fit` it, before `export`."
+            f"Model '{model.name}' does not say what it takes and is trained on, and has seen no episode yet. Call the "
+            "MetaModel on one episode, or `fit` it, before `export`."
         )
-    specs["query_x"] = specs["support_x"]
-    return specs
-
-
-def _flat(name, specs):
-    return {
-        "_".join([name, *map(str, path)]): spec
-        for path, spec in keras.tree.flatten_with_path(specs[name])
-    }
-
-
-def _unpack(name, specs, named):
-    return keras.tree.pack_sequence_as(specs[name], [named[key] for key in _flat(name, specs)])
-
-
-def _pack(name, structure):
-    return {"_".join([name, *map(str, path)]): tf.identity(t) for path, t in keras.tree.flatten_with_path(structure)}
+    if declared and len(keras.tree.flatten(x)) == len(keras.tree.flatten(declared["support_x"])):
+        shapes = [spec.shape for spec in keras.tree.flatten(declared["support_x"])]
+        specs = [tf.TensorSpec(shape, s.dtype) for shape, s in zip(shapes, keras.tree.flatten(x), strict=True)]
+        x = keras.tree.pack_sequence_as(x, specs)
+    return {"support_x": x, "support_y": y, "query_x": x}

@@ -50,7 +50,7 @@ def _agree(what, axis, group):
         for tensor in tf.nest.flatten(structure):
             if tensor is None:
                 continue
-            if len(tensor.shape) <= axis:
+            if len(tensor.shape) < 2:
                 raise ValueError(
                     f"`{name}` needs a task axis and an example axis, (tasks, examples, ...). Received shape "
                     f"{tuple(tensor.shape)}."
@@ -97,16 +97,17 @@ def _check_model_input(support_x, model):
     ):
         raise ValueError(
             f"Model '{model.name}' takes inputs (examples, {', '.join(map(str, expected[1:]))}), and `support_x` has "
-            f"(tasks, {', '.join(map(str, came))}). It needs a task axis before the example axis, then the model's own axes."
+            f"(tasks, {', '.join(map(str, came))}). It needs a task axis before the example axis, then the model's own "
+            "axes."
         )
 
 
-def check_values(named, limit=None):
+def check_values(named, limits):
     """Refuses NaN, infinities and labels out of range, in tensors or arrays whose values are at hand.
 
     Args:
         named: dict of names to nested structures; symbolic tensors and `None` pass.
-        limit: labels must be below it, if not `None`; they are the members `support_y` and `y`.
+        limits: dict of names to what labels must be below; `None` where they are no class indices.
 
     Raises:
         ValueError: naming the tensor and the value.
@@ -120,18 +121,30 @@ def check_values(named, limit=None):
                 bad = values.size - np.count_nonzero(np.isfinite(values))
                 if bad:
                     raise ValueError(
-                        f"`{name}` has {bad} values of {values.size} that are NaN or infinite. A learner that adapts to "
-                        "them would be NaN everywhere; clean the data first."
+                        f"`{name}` has {bad} values of {values.size} that are NaN or infinite. A learner that adapts "
+                        "to them would be NaN everywhere; clean the data first."
                     )
-            if name.endswith("weight") and values.size and values.min() < 0:
-                raise ValueError(f"`{name}` must not be negative. Received a weight of {values.min()}.")
-            if limit is not None and name in ("support_y", "y") and values.size:
+            if name.endswith("weight") and values.size:
+                _check_weights(name, values)
+            limit = limits.get(name)
+            if limit is not None and values.size:
                 low, high = values.min(), values.max()
                 if low < 0 or high >= limit:
                     raise ValueError(
-                        f"Labels must be in [0, {limit}), as the model has {limit} outputs. Received: `{name}` with labels "
-                        f"from {low} to {high}. Number the classes of each episode from 0."
+                        f"Labels must be in [0, {limit}), as the model has {limit} outputs. Received: `{name}` with "
+                        f"labels from {low} to {high}. Number the classes of each episode from 0."
                     )
+
+
+def _check_weights(name, values):
+    if values.min() < 0:
+        raise ValueError(f"`{name}` must not be negative. Received a weight of {values.min()}.")
+    empty = np.flatnonzero(values.max(axis=-1) == 0)
+    if empty.size:
+        raise ValueError(
+            f"All weights of task {empty[0]} in `{name}` are 0, so that its loss has no value. Expected at least one "
+            "example with a positive weight in every task."
+        )
 
 
 def first_batch(data):

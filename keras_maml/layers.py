@@ -72,7 +72,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     | `statistics` | mean and variance inside a `MetaModel` | called by itself |
     |---|---|---|
     | `"batch"` | of the examples in the call: supports and queries each by their own (transductive) | the same |
-    | `"support"` | of the task's supports, for its queries too, under the same weights; gradients flow through them | as in Keras |
+    | `"support"` | of the task's supports, for queries too; gradients flow through them | as in Keras |
     | `"moving"` | as in Keras: batch moments in `fit`, learned moving moments otherwise | as in Keras |
 
     A stock `keras.layers.BatchNormalization` inside a `MetaModel` is `"batch"`. A layer with `trainable=False` uses its

@@ -1,5 +1,7 @@
 """How parameters move within one task: pure functions from parameters and gradients to new parameters."""
 
+import numbers
+
 import keras
 import tensorflow as tf
 
@@ -21,9 +23,9 @@ class LearningRule(keras.layers.Layer):
     def __init__(self, learning_rate=0.01, clipnorm=None, **kwargs):
         # Inner updates are made in the precision of the weights, whatever the global policy.
         super().__init__(**{"dtype": "float32", **kwargs})
-        for name, value in (("learning_rate", learning_rate), ("clipnorm", clipnorm)):
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be positive. Received: {name}={value}.")
+        _check_positive("learning_rate", learning_rate)
+        if clipnorm is not None:
+            _check_positive("clipnorm", clipnorm)
         self.learning_rate = learning_rate
         self.clipnorm = clipnorm
 
@@ -62,15 +64,18 @@ class LearningRule(keras.layers.Layer):
         scale = self.clipnorm * tf.math.rsqrt(tf.maximum(squared, self.clipnorm**2))
         return [g * scale for g in gradients]
 
-    def get_build_config(self):
-        return None  # built by the MetaModel, from variables that no config can hold
+    def __setattr__(self, name, value):
+        # Keras (3.15) keeps the arguments of `build` for its configuration. They are variables of the model, which the
+        # rule would then own, save and freeze as well; and no configuration can hold them.
+        super().__setattr__(name, None if name == "_build_shapes_dict" else value)
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "learning_rate": self.learning_rate,
-            "clipnorm": self.clipnorm,
-        }
+        return {**super().get_config(), "learning_rate": self.learning_rate, "clipnorm": self.clipnorm}
+
+
+def _check_positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0:
+        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}.")
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -111,8 +116,8 @@ class Momentum(LearningRule):
 
     def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, clipnorm=None, **kwargs):
         super().__init__(learning_rate, clipnorm, **kwargs)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum}.")
+        if not isinstance(momentum, numbers.Real) or not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1). Received: momentum={momentum!r}.")
         self.momentum = momentum
         self.nesterov = nesterov
 
@@ -186,7 +191,11 @@ class LayerwiseSGD(LearnedSGD):
 
 @keras.saving.register_keras_serializable("keras_maml")
 class ProximalSGD(LearningRule):
-    """Gradient descent on the loss plus a pull towards the start: `p <- p - learning_rate * (g + strength * (p - p_0))`.
+    """Gradient descent on the loss plus a pull towards the start.
+
+    ```
+    p <- p - learning_rate * (g + strength * (p - p_0))
+    ```
 
     Args:
         learning_rate: size of an inner step, positive; above `2 / (largest curvature + strength)` it diverges.
@@ -199,8 +208,7 @@ class ProximalSGD(LearningRule):
 
     def __init__(self, learning_rate=0.01, strength=1.0, clipnorm=None, **kwargs):
         super().__init__(learning_rate, clipnorm, **kwargs)
-        if not strength > 0:
-            raise ValueError(f"`strength` must be positive. Received: strength={strength}.")
+        _check_positive("strength", strength)
         self.strength = strength
 
     def init(self, params):

@@ -20,7 +20,7 @@ class TaskLoss:
 
     Args:
         loss: what `compile(loss=...)` takes: a name, a function, a `keras.losses.Loss`, or for a model with several
-            outputs a list or dict of them, structured as the outputs.
+            outputs a list or dict of them, structured as the outputs, with `None` for an output without a loss.
         loss_weights: `None`, or numbers structured as `loss`.
 
     Raises:
@@ -28,9 +28,10 @@ class TaskLoss:
     """
 
     def __init__(self, loss, loss_weights=None):
-        if loss is None:
+        if all(member is None for member in tf.nest.flatten(loss)):
             raise ValueError(
-                "A few-shot learner adapts by a loss, and got none. Pass `loss=` to `compile`, or `inner_loss=` to `MetaModel`."
+                "A few-shot learner is judged by a loss, and got none. Pass `loss=` to `compile`; another loss for the "
+                "inner steps is `inner_loss=` of `MetaModel`."
             )
         self.losses = _map(_resolve, loss)
         self.weights = _map(lambda _: 1.0, loss) if loss_weights is None else loss_weights
@@ -50,17 +51,21 @@ class TaskLoss:
         for name, value in (("predictions", predictions), ("y", y)):
             if not _same_structure(self.losses, value):
                 raise ValueError(
-                    "The loss, the predictions and y of a model with several outputs must share one structure (a list or "
-                    f"a dict with the same keys). Received: loss={_skeleton(self.losses)}, {name}={_skeleton(value)}."
+                    "The loss, the predictions and y of a model with several outputs must share one structure (a list "
+                    f"or a dict with the same keys). Received: loss={_skeleton(self.losses)}, "
+                    f"{name}={_skeleton(value)}."
                 )
         terms = zip(
             *(tf.nest.flatten(part) for part in (self.losses, self.weights, y, predictions)), strict=True
         )
-        return tf.add_n([w * _reduce(loss, target, p, weight) for loss, w, target, p in terms])
+        # As in Keras, an output whose loss is `None` is neither learned from nor judged.
+        return tf.add_n([w * _reduce(loss, target, p, weight) for loss, w, target, p in terms if loss is not None])
 
     def label_limit(self, predictions_shape):
         """Greatest label plus one, if the loss takes class indices and there is one output; else `None`."""
         loss = self.losses
+        if getattr(loss, "ignore_class", None) is not None:
+            return None
         named = getattr(loss, "fn", loss)
         sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
             getattr(named, "__name__", "") == "sparse_categorical_crossentropy"
@@ -81,23 +86,24 @@ def _resolve(loss):
 def _reduce(loss, y, predictions, weight):
     mask = keras_mask(predictions)
     is_object = isinstance(loss, keras.losses.Loss)
-    dtype = loss.dtype if is_object else keras.config.floatx()
-    y, predictions = tf.cast(y, dtype), tf.cast(predictions, dtype)
-    if is_object:
-        values = loss.call(y, predictions)
-    else:
-        values = loss(*_same_rank(y, predictions))
-    if values.shape.rank == 0:
-        if weight is not None or mask is not None:
-            raise ValueError(
-                "The loss function returns one number for the whole task, so that its examples cannot be weighted. "
-                "Return one value an example."
-            )
+    # At least the precision of the loss, as in Keras, and at least that of the predictions.
+    dtype = keras.backend.result_type(predictions.dtype, loss.dtype if is_object else keras.config.floatx())
+    y, predictions = _same_rank(tf.cast(y, dtype), tf.cast(predictions, dtype))
+    values = tf.convert_to_tensor(loss.call(y, predictions) if is_object else loss(y, predictions))
+    # Keras hangs a mask on the values as well, where labels of an `ignore_class` are left out.
+    factors = [factor for factor in (weight, mask, keras_mask(values)) if factor is not None]
+    rank = values.shape.rank
+    if rank == 0 and not factors:
         return values
-    weights = tf.ones([1] * values.shape.rank, values.dtype)
-    for factor in (weight, mask):
-        if factor is not None:
-            weights *= _append_axes(tf.cast(factor, values.dtype), values.shape.rank)
+    if any(factor.shape.rank > rank for factor in factors):
+        raise ValueError(
+            f"The loss of a task has shape {tuple(values.shape)}, so that weights or masks of shapes "
+            f"{[tuple(factor.shape) for factor in factors]} cannot be applied to it. Expected a loss function that "
+            "returns one value for each example (and for each step of it, if the model masks steps)."
+        )
+    weights = tf.ones([1] * rank, values.dtype)
+    for factor in factors:
+        weights *= append_axes(tf.cast(factor, values.dtype), rank)
     # `where`: a padded example may have any loss, and 0 * inf is NaN.
     total = tf.reduce_sum(tf.where(weights != 0, weights * values, 0))
     if is_object and loss.reduction == "sum":
@@ -110,16 +116,17 @@ def keras_mask(tensor):
     return getattr(tensor, "_keras_mask", None)
 
 
-def _append_axes(tensor, rank):
+def append_axes(tensor, rank):
     return tf.reshape(tensor, tf.concat([tf.shape(tensor), tf.ones(rank - tensor.shape.rank, tf.int32)], 0))
 
 
 def _same_rank(y, predictions):
-    # As Keras does for its own losses: labels (n,) against predictions (n, 1) would broadcast to (n, n).
+    # Labels (n,) against predictions (n, 1) would broadcast to (n, n). Keras drops the last axis of steps (n, steps, 1),
+    # and then has one loss for all steps of an example, to which their mask cannot be applied.
     if predictions.shape.rank == y.shape.rank + 1 and predictions.shape[-1] == 1:
         return tf.expand_dims(y, -1), predictions
     if y.shape.rank == predictions.shape.rank + 1 and y.shape[-1] == 1:
-        return tf.squeeze(y, -1), predictions
+        return y, tf.expand_dims(predictions, -1)
     return y, predictions
 
 
@@ -140,4 +147,9 @@ def _same_structure(a, b):
 
 
 def _skeleton(structure):
-    return _map(lambda leaf: getattr(leaf, "name", None) or getattr(leaf, "__name__", type(leaf).__name__), structure)
+    def describe(leaf):
+        if hasattr(leaf, "shape"):
+            return tuple(leaf.shape)
+        return getattr(leaf, "name", None) or getattr(leaf, "__name__", type(leaf).__name__)
+
+    return _map(describe, structure)

@@ -9,10 +9,9 @@ import tensorflow as tf
 from keras_maml import algorithms, export, inputs, task_mapping
 from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.callbacks import BeforeAdaptation, resume_episodes
-from keras_maml.layers import statistics_of
-from keras_maml.losses import TaskLoss, keras_mask
+from keras_maml.losses import TaskLoss, append_axes, keras_mask
 from keras_maml.meta_gradients import Unrolled
-from keras_maml.selection import adapting_mask, flatten_layers, seed_variables, split
+from keras_maml.selection import adapting_mask, seed_variables, split
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -57,8 +56,8 @@ class MetaModel(keras.Model):
     """
 
     def __init__(self, model, algorithm="maml", task_mapping="auto", inner_loss=None, log_before=False, name=None):
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"`model` must be a `keras.Model`. Received: {model!r}.")
+        if not isinstance(model, keras.Model) or isinstance(model, MetaModel):
+            raise ValueError(f"`model` must be a `keras.Model` that is not a MetaModel itself. Received: {model!r}.")
         # Inputs, weights and inner updates stay in full precision under a global mixed policy; the model keeps its own.
         super().__init__(name=name, dtype="float64" if model.variable_dtype == "float64" else "float32")
         self.model = model
@@ -77,7 +76,8 @@ class MetaModel(keras.Model):
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
         self._before = BeforeAdaptation() if log_before else None
-        self._specs = {}
+        self._specs = _Untracked({})
+        self._beginnings = _Untracked({})
         if model.built:
             self._build_parts()
 
@@ -88,6 +88,7 @@ class MetaModel(keras.Model):
 
     def _build_parts(self):
         self.mask = adapting_mask(self.model, self.algorithm.layers)
+        self._trainable_ids = [id(v) for v in self.model.trainable_variables]
         adapting = [v for v, adapts in zip(self.model.trainable_variables, self.mask, strict=True) if adapts]
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
@@ -95,26 +96,31 @@ class MetaModel(keras.Model):
         self._halves = halves and _Untracked(halves)
         self.built = True
 
-    def _ensure_built(self, x):
-        """Builds what is not built yet from an episode batch, concrete or being traced."""
+    def _prepare(self, x, y=None, sample_weight=None):
+        """Checks a batch of episodes, concrete or being traced, and builds from it what is not built yet."""
+        inputs.check_shapes(x, y, sample_weight, self.model)
         if not self.model.built:
 
             def symbolic(tensor):
-                shape = (None, *tensor.shape[2:])
-                return keras.KerasTensor(shape, keras.backend.standardize_dtype(tensor.dtype))
+                dtype = keras.backend.standardize_dtype(tensor.dtype)
+                floating = keras.backend.is_float_dtype(dtype)
+                return keras.KerasTensor((None, *tensor.shape[2:]), self.compute_dtype if floating else dtype)
 
             with tf.init_scope():
                 self.model(tf.nest.map_structure(symbolic, x["support_x"]))
         if not self.built or not hasattr(self, "mask"):
             with tf.init_scope():
                 self._build_parts()
-        if len(self.mask) != len(self.model.trainable_variables):
+        if [id(v) for v in self.model.trainable_variables] != self._trainable_ids:
             raise ValueError(
-                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and had "
-                f"{len(self.mask)} when the MetaModel was made. Freeze layers first, then make the MetaModel."
+                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they are "
+                f"not the {len(self.mask)} that it had when the MetaModel was made. Freeze layers first, then make the "
+                "MetaModel."
             )
-        for name, value in x.items():
-            self._specs[name] = tf.nest.map_structure(lambda t: tf.TensorSpec((None, *t.shape[2:]), t.dtype), value)
+        limits = {"support_y": self._label_limit(), "y": self._label_limit(self._task_loss)}
+        inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, limits)
+        if all(map(tf.is_tensor, tf.nest.flatten(x))):  # arrays are cast before a step sees them
+            self._specs.value = export.widen(self._specs.value, x)
 
     # ------------------------------------------------------------------------------------------- episodes to tasks
 
@@ -147,10 +153,11 @@ class MetaModel(keras.Model):
         steps = self.algorithm.evaluation_steps
         return self.algorithm.steps if steps is None else steps
 
-    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, averaged=(), training=False):
-        """Maps `one_task(task, variables) -> (stacked, averaged)` over the tasks of a batch.
+    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False):
+        """Maps `one_task(task, variables) -> (stacked, gradients, state)` over the tasks of a batch.
 
-        `stacked` is a dict with `"predictions"`, and otherwise scalars; `averaged` holds tensors shaped as `averaged`.
+        `stacked` is a dict with `"predictions"`, and otherwise scalars. Where it `learns`, gradients are averaged, and
+        so is what tasks changed of the model's state, which becomes pairs `(variable, mean)`.
         """
         learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
         if variables is None:
@@ -174,25 +181,38 @@ class MetaModel(keras.Model):
             seed = None
             if positions:
                 seed = tf.random.experimental.stateless_fold_in(batch_seed, tf.cast(index, "int64"))
-            stacked, means = one_task(Task(learner, support, query, state, seed, positions), variables)
+            stacked, gradients, after = one_task(Task(learner, support, query, state, seed, positions), variables)
             for name in [name for name in stacked if name.startswith("predictions")]:
                 masks = tf.nest.map_structure(keras_mask, stacked[name])
                 if any(mask is not None for mask in tf.nest.flatten(masks)):
                     stacked[f"mask_of_{name}"] = masks
-            return stacked, means
+            return stacked, (gradients, [after[i] for i in changed]) if learns else ()
 
-        specs = self._output_specs(learner, x["query_x"], state, averaged, training, y is not None)
-        stacked, means = self._mapping_for(variables)(function, episodes, specs)
+        specs, changed = self._output_specs(learner, x["query_x"], state, training, y is not None)
+        changing = [learner.model.non_trainable[i] for i in changed]
+        averaged = (self.trainable_variables, changing) if learns else ()
+        averaged = tf.nest.map_structure(lambda v: tf.TensorSpec(v.shape, v.dtype), averaged)
+        stacked, means = self._mapping_for(variables)(function, episodes, (specs, averaged))
         for name in [name for name in stacked if name.startswith("mask_of_")]:
             for tensor, mask in zip(
                 tf.nest.flatten(stacked[name.removeprefix("mask_of_")]), tf.nest.flatten(stacked[name]), strict=True
             ):
                 tensor._keras_mask = mask
-        return stacked, means
+        if not learns:
+            return stacked, [], []
+        gradients, values = means
+        return stacked, gradients, list(zip(changing, values, strict=True))
 
-    def _output_specs(self, learner, query_x, state, averaged, training, with_loss):
+    def _output_specs(self, learner, query_x, state, training, with_loss):
+        """Specs of what tasks stack, and the positions of the floating point state that a call on queries changes."""
+        changed = []
+
         def forward(params, state, query_x):
-            predictions, _, _ = learner.model(params, state, query_x, training, "query")
+            predictions, _, after = learner.model(params, state, query_x, training, "query")
+            # Frozen weights and constants stay the very same tensor. To write back their mean over the tasks would
+            # round them, and a vectorised mapping cannot return what comes from outside it.
+            same = [a is b for a, b in zip(state, after, strict=True)]
+            changed.extend(i for i, v in enumerate(after) if v.dtype.is_floating and not same[i])
             masks = tf.nest.map_structure(keras_mask, predictions)
             masked = any(mask is not None for mask in tf.nest.flatten(masks))
             return (predictions, masks) if masked else (predictions,)
@@ -213,7 +233,7 @@ class MetaModel(keras.Model):
             stacked["loss"] = tf.TensorSpec((), params[0].dtype)
             if self.log_before:
                 stacked.update({f"{name}_before": value for name, value in stacked.items()})
-        return stacked, tf.nest.map_structure(spec, averaged)
+        return stacked, changed
 
     def _mapping_for(self, variables):
         if self._mapping is None:
@@ -243,12 +263,11 @@ class MetaModel(keras.Model):
         Returns:
             Predictions of the adapted models, `(T, Q, ...)`.
         """
-        _check_batch(self, inputs)
-        self._ensure_built(inputs)
+        self._prepare(inputs)
 
         def one_task(task, variables):
             ((params, state),) = task.iterates(variables, stop_gradients=not training)
-            return {"predictions": task.predict(params, state)}, ()
+            return {"predictions": task.predict(params, state)}, (), ()
 
         return self._run(one_task, inputs, training=bool(training))[0]["predictions"]
 
@@ -276,9 +295,7 @@ class MetaModel(keras.Model):
             raise ValueError(f"`steps` must be an integer of at least 0. Received: steps={steps!r}.")
         x = {"support_x": support_x, "support_y": support_y, "query_x": support_x, "support_weight": support_weight}
         x = {name: self._to_batch(value) for name, value in x.items() if value is not None}
-        _check_batch(self, x)
-        self._ensure_built(x)
-        inputs.check_values({k: x.get(k) for k in ("support_x", "support_y", "support_weight")}, self._label_limit())
+        self._prepare(x)
         learner = self._learner(False, steps)
         variables = [tf.convert_to_tensor(v) for v in self.trainable_variables]
         state = [tf.convert_to_tensor(v) for v in learner.model.non_trainable]
@@ -291,6 +308,8 @@ class MetaModel(keras.Model):
             tensor = tf.convert_to_tensor(leaf)
             return (tf.cast(tensor, self.compute_dtype) if tensor.dtype.is_floating else tensor)[tf.newaxis]
 
+        if not any(hasattr(leaf, "shape") for leaf in tf.nest.flatten(value)):
+            value = tf.convert_to_tensor(value)  # a list of numbers is an array, not a structure
         return tf.nest.map_structure(convert, value)
 
     def export(self, filepath):
@@ -327,15 +346,13 @@ class MetaModel(keras.Model):
             `(loss, predictions, gradients)`: the mean of the tasks' losses, `(T, Q, ...)`, and a list aligned with
             `trainable_variables`, the mean over the tasks.
         """
-        stacked, means = self._learn(x, y, sample_weight, variables)
+        self._assert_compile_called("meta_gradients")
+        stacked, gradients, _ = self._learn(x, y, sample_weight, variables)
         self.outer_step.assign_add(1)
-        return tf.reduce_mean(stacked["loss"]), stacked["predictions"], means["gradients"]
+        return tf.reduce_mean(stacked["loss"]), stacked["predictions"], gradients
 
     def _learn(self, x, y, sample_weight=None, variables=None):
-        _check_batch(self, x, y, sample_weight)
-        self._ensure_built(x)
-        written = self._written_state()
-        positions = [i for i, v in enumerate(self.model.non_trainable_variables) if any(v is w for w in written)]
+        self._prepare(x, y, sample_weight)
 
         def one_task(task, variables):
             result = self.meta_gradient(task, variables)
@@ -348,10 +365,9 @@ class MetaModel(keras.Model):
                     "use them in the model."
                 )
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
-            return stacked, {"gradients": list(result.gradients), "state": [result.state[i] for i in positions]}
+            return stacked, list(result.gradients), result.state
 
-        averaged = {"gradients": self.trainable_variables, "state": written}
-        return self._run(one_task, x, y, sample_weight, variables, averaged, training=True)
+        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True)
 
     def _before_task(self, task, variables):
         if not self.log_before:
@@ -360,42 +376,27 @@ class MetaModel(keras.Model):
         loss, predictions, _ = task.loss(params, state, on="query")
         return {"predictions_before": predictions, "loss_before": loss}
 
-    def _written_state(self):
-        """Non-trainable weights that learning changes: floats, but for moments that no call reads."""
-        unread = set()
-        for layer in flatten_layers(self.model):
-            if isinstance(layer, keras.layers.BatchNormalization) and (
-                not layer.trainable or statistics_of(layer) != "moving"
-            ):
-                unread |= {id(v) for v in layer.non_trainable_variables}
-        return [
-            v for v in self.model.non_trainable_variables
-            if id(v) not in unread and keras.backend.is_float_dtype(v.dtype)
-        ]
-
     def train_step(self, data):
         """One outer update."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        stacked, means = self._learn(x, y, sample_weight)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        stacked, gradients, updates = self._learn(x, y, sample_weight)
+        share = _share_of_tasks(tf.shape(stacked["loss"])[0])
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.
-        scale = self.optimizer.scale_loss(tf.ones([])) / replicas
-        gradients = [g * tf.cast(scale, g.dtype) for g in means["gradients"]]
+        gradients = _scaled(gradients, self.optimizer.scale_loss(tf.ones([])) * share)
         self.optimizer.apply(gradients, self.trainable_variables)
-        _write_mean(self._written_state(), means["state"])
+        _write_mean(updates, share)
         self.outer_step.assign_add(1)
         return self._report(y, sample_weight, stacked)
 
     def test_step(self, data):
         """Adapts to the supports and judges on the queries."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        _check_batch(self, x, y, sample_weight)
-        self._ensure_built(x)
+        self._prepare(x, y, sample_weight)
 
         def one_task(task, variables):
             ((params, state),) = task.iterates(variables, stop_gradients=True)
             loss, predictions, _ = task.loss(params, state, on="query")
-            return {"predictions": predictions, "loss": loss, **self._before_task(task, variables)}, ()
+            return {"predictions": predictions, "loss": loss, **self._before_task(task, variables)}, (), ()
 
         return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight)[0])
 
@@ -423,6 +424,12 @@ class MetaModel(keras.Model):
         if self._before is not None:
             self._before.compile(arguments.get("metrics"), arguments.get("weighted_metrics"))
 
+    def compile_from_config(self, config):
+        # Keras's own refuses a model whose `compile` is not Keras's.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`, on a dataset of episodes. After `BackupAndRestore`, goes on with the episode it was at."""
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
@@ -436,7 +443,10 @@ class MetaModel(keras.Model):
         self._check_data(arguments, "x", "steps_per_epoch")
         if arguments.get("validation_data") is not None:
             self._check_data(arguments, "validation_data", "validation_steps")
-        resume_episodes(self, arguments)
+        data = arguments.get("x")
+        if not isinstance(data, dict) and getattr(data, "num_batches", None) is None:
+            arguments.setdefault("shuffle", False)  # Keras's default is for arrays and finite PyDatasets, else it warns
+        resume_episodes(self, arguments, self._beginnings.value)
         return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, *args, **kwargs):
@@ -456,7 +466,15 @@ class MetaModel(keras.Model):
         """As `keras.Model.train_on_batch`; `class_weight` is refused."""
         if class_weight is not None:
             raise ValueError("`class_weight` is not supported. Pass a `sample_weight` (tasks, queries).")
+        self._assert_compile_called("train_on_batch")
+        self._check_values(x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """As `keras.Model.test_on_batch`."""
+        self._assert_compile_called("test_on_batch")
+        self._check_values(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def _check_data(self, arguments, name, steps_name):
         data = arguments.get(name)
@@ -473,23 +491,33 @@ class MetaModel(keras.Model):
         if not isinstance(batch, (tuple, list, dict)):
             return
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if not isinstance(x, dict) or not all(hasattr(t, "shape") for t in tf.nest.flatten(x)):
-            return
-        _check_batch(self, x, y, sample_weight)
-        inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, self._label_limit())
+        if sample_weight is not None and tf.nest.is_nested(y) and isinstance(data, (dict, tuple, list)):
+            raise ValueError(
+                "Keras takes no `sample_weight` (tasks, queries) with arrays for several outputs. Pass "
+                "`tf.data.Dataset.from_tensor_slices((x, y, sample_weight)).batch(tasks)`."
+            )
+        self._check_values(x, y, sample_weight)
 
-    def _label_limit(self):
-        loss = self._inner_task_loss or self._task_loss
+    def _check_values(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict) and all(hasattr(t, "shape") for t in tf.nest.flatten(x)):
+            with self.distribute_strategy.scope():  # of which the weights of an unbuilt model are
+                self._prepare(x, y, sample_weight)
+
+    def _label_limit(self, loss=None):
+        loss = loss or self._inner_task_loss or self._task_loss
         return loss and loss.label_limit(getattr(self.model, "output_shape", None) if self.model.built else None)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The mean over the tasks of their losses on given predictions, `(T, Q, ...)`; no regularisation losses."""
+        """The loss of given predictions, `(T, Q, ...)`, all queries taken for one task; no regularisation losses."""
         merged = [None if part is None else tf.nest.map_structure(_merge, part) for part in (y, y_pred, sample_weight)]
         return self._task_loss(*merged)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates metrics with all queries of all tasks, `(T, Q, ...)` each, but for those of weight 0."""
-        super().compute_metrics(x, *_examples(y, y_pred, sample_weight))
+        examples = _examples(y, y_pred, sample_weight)
+        if self._before is not None:
+            self._before.build(*examples)
+        super().compute_metrics(x, *examples)
         return self.get_metrics_result()
 
     def _report(self, y, sample_weight, stacked):
@@ -534,14 +562,10 @@ def _copy(part):
 
 
 class _Untracked:
-    """Holds layers that a Keras model should not take for its own."""
+    """Holds what a Keras model should not take for its own, nor wrap: layers, dicts."""
 
     def __init__(self, value):
         self.value = value
-
-
-def _check_batch(meta_model, x, y=None, sample_weight=None):
-    inputs.check_shapes(x, y, sample_weight, meta_model.model)
 
 
 def _merge(tensor):
@@ -568,13 +592,36 @@ def _examples(y, predictions, sample_weight):
             kept._keras_mask = tf.boolean_mask(mask, weight > 0)
         return kept
 
-    return *(tf.nest.map_structure(keep, part) for part in (y, predictions)), tf.boolean_mask(weight, weight > 0)
+    y, predictions = (tf.nest.map_structure(keep, part) for part in (y, predictions))
+    kept = tf.boolean_mask(weight, weight > 0)
+
+    def along_mask(tensor):
+        # Keras multiplies the weights of examples by a mask (examples, steps), which does not broadcast.
+        mask = keras_mask(tensor)
+        return kept if mask is None else append_axes(kept, mask.shape.rank) * tf.ones_like(mask, kept.dtype)
+
+    return y, predictions, tf.nest.map_structure(along_mask, predictions)
 
 
-def _write_mean(variables, values):
-    """Assigns to variables the mean of the replicas' values."""
-    if not variables:
+def _share_of_tasks(tasks):
+    """Share of a batch's tasks that this replica has; of a last batch it may have fewer than others, or none."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tf.ones([])
+    tasks = tf.cast(tasks, tf.float32)
+    return tasks / context.all_reduce(tf.distribute.ReduceOp.SUM, tasks)
+
+
+def _scaled(tensors, factor):
+    # A replica without tasks may have NaN for the means of its tasks, and its factor is 0.
+    return [tf.math.multiply_no_nan(tensor, tf.cast(factor, tensor.dtype)) for tensor in tensors]
+
+
+def _write_mean(updates, share):
+    """Assigns to variables the mean over all tasks: `updates` are pairs of a variable and this replica's mean."""
+    if not updates:
         return
+    variables, values = (list(part) for part in zip(*updates, strict=True))
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         for variable, value in zip(variables, values, strict=True):
@@ -583,7 +630,7 @@ def _write_mean(variables, values):
 
     def update(strategy, values):
         for variable, value in zip(variables, values, strict=True):
-            mean = strategy.extended.reduce_to(tf.distribute.ReduceOp.MEAN, value, variable.value)
+            mean = strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, value, variable.value)
             strategy.extended.update(variable.value, lambda v, new: v.assign(new), args=(mean,))
 
-    context.merge_call(update, args=(values,))
+    context.merge_call(update, args=(_scaled(values, share),))

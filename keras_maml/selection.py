@@ -78,7 +78,8 @@ def adapting_mask(model, layers):
 
     Args:
         model: a built model.
-        layers: `None` (all), a layer name, a layer object, `exclude(...)`, a sequence of these, or a predicate on a variable.
+        layers: `None` (all), a layer name, a layer object, `exclude(...)`, a sequence of these, or a predicate on a
+            variable.
 
     Raises:
         ValueError: if a layer is unknown or ambiguous, has no trainable weights, or if nothing is left to adapt.
@@ -108,8 +109,8 @@ def _variables_of(model, members):
         layer = _find(model, member)
         if not layer.trainable_variables:
             raise ValueError(
-                f"Layer '{layer.name}' has no trainable weights, so it cannot be chosen. Layers of model '{model.name}' "
-                f"with weights: {_names(model)}."
+                f"Layer '{layer.name}' has no trainable weights, so it cannot be chosen. Layers of model "
+                f"'{model.name}' with weights: {_names(model)}."
             )
         found |= {id(v) for v in layer.trainable_variables}
     return found
@@ -125,8 +126,8 @@ def _find(model, member):
         raise ValueError(f"Layer object '{member.name}' is not part of model '{model.name}'.")
     if not isinstance(member, str):
         raise ValueError(
-            "`layers` takes layer names, layer objects, `keras_maml.exclude(...)` of them, or a predicate on a variable. "
-            f"Received: {member!r}."
+            "`layers` takes layer names, layer objects, `keras_maml.exclude(...)` of them, or a predicate on a "
+            f"variable. Received: {member!r}."
         )
     # `_flatten_layers` lists a shared layer once for each owner.
     matches = {id(layer): layer for layer in layers if layer.name == member}
@@ -181,15 +182,20 @@ def split(model, mask):
         return None, "the first layer with weights adapts"
     if any(seed_variables(layer) for layer in layers[:first]):
         return None, "a layer below the first adapting one draws random numbers, anew in every step"
+    for layer in flatten_layers(model):
+        if hasattr(layer, "adapt"):
+            return None, f"preprocessing layer '{layer.name}' learns more than weights, which a clone would not have"
     try:
         clone = keras.models.clone_model(model)
+        if [v.shape for v in clone.variables] != [v.shape for v in model.variables]:
+            return None, "a clone of the model has other weights, so a layer's `get_config` is not complete"
         cut = clone.layers[first].input
         if not isinstance(cut, keras.KerasTensor):
             return None, f"layer '{layers[first].name}' has several inputs"
         body = keras.Model(clone.inputs, cut)
         tail = keras.Model(cut, clone.outputs if len(clone.outputs) > 1 else clone.outputs[0])
-    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
-        return None, f"no cut before layer '{layers[first].name}': {str(error).splitlines()[0]}"
+    except Exception as error:  # whatever a layer's own configuration raises: the whole model is right, only slower
+        return None, f"no cut before layer '{layers[first].name}': {' '.join(str(error).split())}"
     return (clone, body, tail), None
 
 

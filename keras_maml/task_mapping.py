@@ -148,7 +148,7 @@ def choose(model, variables):
         return Parallel(), (
             f"layer '{slow[0]}' convolves or recurs, which is slow with a set of weights for each task"
         )
-    if any(not type(layer).__module__.startswith("keras.src") for layer in flatten_layers(model)):
+    if any(type(layer).__module__.split(".")[0] not in ("keras", "keras_maml") for layer in flatten_layers(model)):
         return Parallel(), "the model has layers of its own, of which it is not known whether they vectorise"
     if weights > MOST_STACKED_WEIGHTS:
         return Parallel(), f"{weights:,} weights: a stack of their gradients, one for each task, costs memory"
