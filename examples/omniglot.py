@@ -7,8 +7,9 @@ last line is the test accuracy over `--evaluation-tasks` tasks, with a 95 % inte
     python examples/omniglot.py --algorithm anil --ways 20 --output-dir runs/anil
 
 Net, tasks a batch and split are those of Finn et al. 2017 (arXiv:1703.03400): four convolutions of stride 2 with 64
-filters, batch normalisation by the statistics of the very batch (transductive), 32 tasks a batch at 5 ways and 16 at 20.
-Other than there: the outer learning rate falls along a cosine, and training tasks have `--queries` queries a class.
+filters, batch normalisation by the statistics of the very batch (transductive), 32 tasks a batch at 5 ways and 16 at
+20. Other than there: the inner learning rate is smaller, the outer one larger and falling along a cosine, and training
+tasks have `--queries` queries a class.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import tensorflow as tf
 import keras_maml
 
 # Inner learning rates for a mean cross-entropy, inner steps in training and in evaluation. The reference sums its loss
-# over the ways * shots supports, so that its rates of 0.4 and 0.1 are 2.0 here.
+# over the ways * shots supports, so that its rates of 0.4 and 0.1 would be 2.0 here: too much for short training.
 SETTINGS = {
     "maml": (keras_maml.MAML, {5: (0.4, 1, 3), 20: (0.4, 3, 5)}),
     "fomaml": (keras_maml.FOMAML, {5: (0.5, 3, 5), 20: (0.5, 5, 5)}),
@@ -44,7 +45,7 @@ def parse():
     parser.add_argument("--iterations", type=int, default=4000, help="outer steps")
     parser.add_argument("--evaluation-tasks", type=int, default=600, help="test tasks, 15 queries a class each")
     parser.add_argument("--data-dir", default=None, help="folder of tensorflow-datasets; downloads into it if need be")
-    parser.add_argument("--output-dir", type=pathlib.Path, default=None, help="for the curve, the log and the SavedModel")
+    parser.add_argument("--output-dir", type=pathlib.Path, default=None, help="for curve, log and SavedModel")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -103,7 +104,12 @@ def main():
     )
     test_tasks = min(20, arguments.evaluation_tasks)
     test = keras_maml.episodes.from_arrays(
-        *splits["test"], queries=15, tasks=test_tasks, seed=2, batches=-(-arguments.evaluation_tasks // test_tasks), **sizes
+        *splits["test"],
+        queries=15,
+        tasks=test_tasks,
+        seed=2,
+        batches=-(-arguments.evaluation_tasks // test_tasks),
+        **sizes,
     )
 
     algorithm = preset(learning_rate=rate, steps=steps, evaluation_steps=evaluation_steps)

@@ -1,7 +1,7 @@
 """Can a network learn to draw any sine wave from ten of its points, in one gradient step?
 
-Meta-trains on sine waves of random amplitude and phase (Finn et al. 2017, arXiv:1703.03400), prints the error on 600 new
-waves before and after adaptation, draws one of them, exports a SavedModel, and has a second process, which has
+Meta-trains on sine waves of random amplitude and phase (Finn et al. 2017, arXiv:1703.03400), prints the error on 600
+new waves before and after adaptation, draws one of them, exports a SavedModel, and has a second process, which has
 TensorFlow but not keras_maml, load that file and adapt to the same wave:
 
     python examples/quickstart.py

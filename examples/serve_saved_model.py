@@ -43,9 +43,10 @@ for shots in (1, 5, 50):
     one_by_one = tf.concat([predict(query_x=query_x[i : i + 1], **weights)["predictions"] for i in range(300)], 0)
 
     accuracy = np.mean(np.argmax(at_once, -1) == np.arange(3).repeat(100))
+    size = sum(weight.numpy().nbytes for weight in weights.values())
     print(
-        f"{3 * shots:3d} supports: accuracy {accuracy:.2f}, adapted weights {sum(w.numpy().nbytes for w in weights.values())} "
-        f"bytes, greatest difference of single requests {np.abs(at_once - one_by_one).max():.1e}"
+        f"{3 * shots:3d} supports: accuracy {accuracy:.2f}, adapted weights {size} bytes, greatest difference of "
+        f"single requests {np.abs(at_once - one_by_one).max():.1e}"
     )
 """
 

@@ -1,8 +1,9 @@
 """Which algorithm learns to draw sine waves best, and from how few points?
 
-Repeats the regression experiment of Finn et al. 2017 (arXiv:1703.03400, section 5.1): 25 waves a batch, 10 support and 10
-query points, a net of two layers of 40, inner learning rate 0.01, Adam at 0.001. Prints, over 600 new waves, the mean and
-median of the query errors after 1, 5 and 10 steps with 5, 10 and 20 support points, and how many waves diverged:
+Repeats the regression experiment of Finn et al. 2017 (arXiv:1703.03400, section 5.1): 25 waves a batch, 10 support and
+10 query points, a net of two layers of 40, inner learning rate 0.01, Adam at 0.001. Prints, over 600 new waves, the
+mean and median of the query errors after 1, 5 and 10 steps with 5, 10 and 20 support points, and how many waves
+diverged:
 
     python examples/sinusoid.py --algorithm maml --iterations 70000 --seeds 3
 """
@@ -44,7 +45,7 @@ def main():
                 results.setdefault((shots, steps), []).append((row.mean(), np.median(row), int((row > DIVERGED).sum())))
 
     name = f"{arguments.algorithm}, {arguments.steps} step{'s' if arguments.steps > 1 else ''} in training"
-    print(f"{name}, {arguments.iterations} iterations, {arguments.seeds} seeds, 600 waves; median over the seeds [each seed]")
+    print(f"{name}, {arguments.iterations} iterations, 600 waves; median over {arguments.seeds} seeds [each seed]")
     print("supports  steps  mean error                 median error               diverged")
     for (shots, steps), runs in results.items():
         mean, median, diverged = zip(*runs, strict=True)

@@ -4,8 +4,8 @@ import keras
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(
-        f"keras_maml needs Keras on TensorFlow, and Keras runs on '{keras.config.backend()}'. Set the environment variable "
-        "KERAS_BACKEND=tensorflow before Keras is imported."
+        f"keras_maml needs Keras on TensorFlow, and Keras runs on '{keras.config.backend()}'. Set the environment "
+        "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
 from keras_maml import datasets

@@ -1,60 +1,7 @@
-"""What happens around the steps of `fit`: metrics before adaptation, and going on where a killed run stopped."""
+"""What happens around the steps of `fit`: going on where a killed run stopped."""
 
 import keras
 import tensorflow as tf
-
-
-class BeforeAdaptation:
-    """Metrics of the predictions before adaptation, named `<metric>_before`.
-
-    A Keras model that never predicts resolves and holds them, as `compile` does for those after adaptation.
-    """
-
-    def __init__(self):
-        self._loss = keras.metrics.Mean(name="loss")
-        self._metrics = None
-
-    def compile(self, metrics=None, weighted_metrics=None):
-        """Takes copies of what `compile` takes: a metric object holds the state of one of the two."""
-        self._metrics = keras.Sequential(name="before_adaptation")
-        self._metrics.compile(metrics=_copy(metrics), weighted_metrics=_copy(weighted_metrics))
-        self._built = False
-
-    def build(self, y, predictions, sample_weight=None):
-        """Makes the state of the metrics where Keras does: under `tf.distribute` before a step, which must not."""
-        if not self._built:
-            self._metrics.compute_metrics(None, y, predictions, sample_weight)
-            self.reset()
-        self._built = True
-
-    def update(self, losses, y, predictions, sample_weight=None):
-        """Adds a batch: losses `(T,)`, the others `(examples, ...)`."""
-        self._built = True
-        self._loss.update_state(losses)
-        self._metrics.compute_metrics(None, y, predictions, sample_weight)
-
-    def result(self):
-        """Values by name."""
-        if self._metrics is None:
-            return {}
-        results = {**self._metrics.get_metrics_result(), "loss": self._loss.result()}
-        return {f"{name}_before": value for name, value in results.items()}
-
-    def reset(self):
-        """Starts anew, as at each epoch."""
-        self._loss.reset_state()
-        if self._metrics is not None:
-            self._metrics.reset_metrics()
-
-
-def _copy(metrics):
-    if isinstance(metrics, dict):
-        return {key: _copy(value) for key, value in metrics.items()}
-    if isinstance(metrics, (list, tuple)):
-        return [_copy(value) for value in metrics]
-    if isinstance(metrics, keras.metrics.Metric):
-        return type(metrics).from_config(metrics.get_config())
-    return metrics
 
 
 class _SkipSeen(keras.callbacks.Callback):

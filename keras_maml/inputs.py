@@ -147,10 +147,40 @@ def _check_weights(name, values):
         )
 
 
-def first_batch(data):
-    """The first element of data whose values can be looked at without using them up, or `None`."""
+def first_batch(arguments, name, steps_name):
+    """The first batch of data that can be looked at without using it up.
+
+    Args:
+        arguments: dict of the arguments of `fit`, `evaluate` or `predict`.
+        name: the one that holds the data.
+        steps_name: the one that says how many batches to take.
+
+    Returns:
+        `(x, y, sample_weight)`, or `None` for generators and the like.
+
+    Raises:
+        ValueError: if the data never ends and nothing says how much to take.
+    """
+    data = arguments.get(name)
+    batch = None
     if isinstance(data, tf.data.Dataset):
-        return next(iter(data.take(1)), None)
-    if isinstance(data, keras.utils.PyDataset):
-        return data[0] if data.num_batches else None
-    return None
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY and arguments.get(steps_name) is None:
+            raise ValueError(
+                f"The dataset given as `{name}` never ends. Pass `{steps_name}=`, or make it with `batches=`."
+            )
+        batch = next(iter(data.take(1)), None)
+    elif isinstance(data, keras.utils.PyDataset):
+        batch = data[0] if data.num_batches else None
+    elif name == "validation_data":
+        batch = data
+    elif isinstance(data, dict):
+        batch = (data, arguments.get("y"), arguments.get("sample_weight"))
+    if not isinstance(batch, (tuple, list, dict)):
+        return None
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if sample_weight is not None and tf.nest.is_nested(y) and isinstance(data, (dict, tuple, list)):
+        raise ValueError(
+            "Keras takes no `sample_weight` (tasks, queries) with arrays for several outputs. Pass "
+            "`tf.data.Dataset.from_tensor_slices((x, y, sample_weight)).batch(tasks)`."
+        )
+    return x, y, sample_weight

@@ -150,11 +150,16 @@ class LearnedSGD(LearningRule):
     learned = True
 
     def build(self, variables, steps):
-        start = keras.initializers.Constant(self.learning_rate)
+        def start(shape, dtype):
+            return tf.constant(self.learning_rate, dtype, shape)  # Keras's `Constant` rounds to float32
+
         self.rates = [
-            self.add_weight(shape=v.shape, dtype=v.dtype, initializer=start, name=f"rate_{i}")
+            self.add_weight(shape=self.rate_shape(v, steps), dtype=v.dtype, initializer=start, name=f"rate_{i}")
             for i, v in enumerate(variables)
         ]
+
+    def rate_shape(self, variable, steps):
+        return variable.shape
 
     def step(self, params, gradients, state, index):
         moved = zip(params, self.rates, gradients, strict=True)
@@ -175,14 +180,8 @@ class LayerwiseSGD(LearnedSGD):
         - Antoniou et al. 2019, "How to train your MAML", arXiv:1810.09502
     """
 
-    def build(self, variables, steps):
-        start = keras.initializers.Constant(self.learning_rate)
-        self.rates = [
-            self.add_weight(
-                shape=(max(steps, 1),), dtype=v.dtype, initializer=start, name=f"rate_{i}"
-            )
-            for i, v in enumerate(variables)
-        ]
+    def rate_shape(self, variable, steps):
+        return (steps,)
 
     def step(self, params, gradients, state, index):
         moved = zip(params, self.rates, gradients, strict=True)

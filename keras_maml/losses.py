@@ -117,12 +117,13 @@ def keras_mask(tensor):
 
 
 def append_axes(tensor, rank):
+    """A tensor with axes of length 1 behind its own, up to a rank."""
     return tf.reshape(tensor, tf.concat([tf.shape(tensor), tf.ones(rank - tensor.shape.rank, tf.int32)], 0))
 
 
 def _same_rank(y, predictions):
-    # Labels (n,) against predictions (n, 1) would broadcast to (n, n). Keras drops the last axis of steps (n, steps, 1),
-    # and then has one loss for all steps of an example, to which their mask cannot be applied.
+    # Labels (n,) against predictions (n, 1) would broadcast to (n, n). Keras drops the last axis of (n, steps, 1), and
+    # then has one loss for all steps of an example, to which their mask cannot be applied.
     if predictions.shape.rank == y.shape.rank + 1 and predictions.shape[-1] == 1:
         return tf.expand_dims(y, -1), predictions
     if y.shape.rank == predictions.shape.rank + 1 and y.shape[-1] == 1:

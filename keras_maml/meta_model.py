@@ -8,14 +8,17 @@ import tensorflow as tf
 
 from keras_maml import algorithms, export, inputs, task_mapping
 from keras_maml.adaptation import Learner, PureModel, Task
-from keras_maml.callbacks import BeforeAdaptation, resume_episodes
-from keras_maml.losses import TaskLoss, append_axes, keras_mask
+from keras_maml.batches import run_tasks
+from keras_maml.episode_model import EpisodeModel, Untracked
+from keras_maml.losses import TaskLoss
 from keras_maml.meta_gradients import Unrolled
-from keras_maml.selection import adapting_mask, seed_variables, split
+from keras_maml.metrics import merge
+from keras_maml.replicas import scaled, share_of_tasks, write_mean
+from keras_maml.selection import adapting_mask, split
 
 
 @keras.saving.register_keras_serializable("keras_maml")
-class MetaModel(keras.Model):
+class MetaModel(EpisodeModel):
     """Wraps any Keras model so that it learns to learn new tasks from a few examples.
 
     ```python
@@ -31,9 +34,9 @@ class MetaModel(keras.Model):
       `"support_weight": (T, S)`,
     - `y = query_y: (T, Q, ...)`, `sample_weight: (T, Q)`,
 
-    for T tasks, S support and Q query examples of a task. The loss of a task is `sum(weight * loss) / sum(weight)`, plus
-    the model's regularisation losses at the adapted weights; tasks count equally. Rows of weight 0 reach no loss, no
-    metric and no batch moment.
+    for T tasks, S support and Q query examples of a task. The loss of a task is `sum(weight * loss) / sum(weight)`,
+    plus the model's regularisation losses at the adapted weights; tasks count equally. Rows of weight 0 reach no loss,
+    no metric and no batch moment.
 
     Stock `BatchNormalization` uses the statistics of the examples in each call, in `fit` and in evaluation alike
     (transductive); `keras_maml.layers.BatchNormalization` offers other ways. Dropout is on in `fit` only, with masks of
@@ -59,25 +62,27 @@ class MetaModel(keras.Model):
         if not isinstance(model, keras.Model) or isinstance(model, MetaModel):
             raise ValueError(f"`model` must be a `keras.Model` that is not a MetaModel itself. Received: {model!r}.")
         # Inputs, weights and inner updates stay in full precision under a global mixed policy; the model keeps its own.
-        super().__init__(name=name, dtype="float64" if model.variable_dtype == "float64" else "float32")
+        super().__init__(log_before, name=name, dtype="float64" if model.variable_dtype == "float64" else "float32")
         self.model = model
         self.algorithm = algorithms.get(algorithm)
         self.task_mapping = task_mapping
         self.inner_loss = inner_loss
-        self.log_before = log_before
         self.rule = _copy(self.algorithm.rule)
         self.meta_gradient = _copy(self.algorithm.meta_gradient)
         # Counts batches that were learned from, for dropout masks and to resume; not the optimizer's, as a custom
         # training loop may have an optimizer of its own.
         self.outer_step = self.add_weight(
-            name="outer_step", shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica"
+            name="outer_step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
         )
         self._mapping = _task_mapping(task_mapping)
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
-        self._before = BeforeAdaptation() if log_before else None
-        self._specs = _Untracked({})
-        self._beginnings = _Untracked({})
+        self._specs = Untracked({})
         if model.built:
             self._build_parts()
 
@@ -93,7 +98,7 @@ class MetaModel(keras.Model):
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
         halves, self._no_split = (None, "everything adapts") if all(self.mask) else split(self.model, self.mask)
-        self._halves = halves and _Untracked(halves)
+        self._halves = halves and Untracked(halves)
         self.built = True
 
     def _prepare(self, x, y=None, sample_weight=None):
@@ -128,8 +133,8 @@ class MetaModel(keras.Model):
         inner_loss = self._inner_task_loss or self._task_loss
         if inner_loss is None:
             raise ValueError(
-                f"MetaModel '{self.name}' has no loss to adapt by. Call `compile(optimizer=..., loss=...)` first, or pass "
-                "`inner_loss=` to `MetaModel`."
+                f"MetaModel '{self.name}' has no loss to adapt by. Call `compile(optimizer=..., loss=...)` first, or "
+                "pass `inner_loss=` to `MetaModel`."
             )
         halves = None
         if self._halves is not None:
@@ -154,86 +159,20 @@ class MetaModel(keras.Model):
         return self.algorithm.steps if steps is None else steps
 
     def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False):
-        """Maps `one_task(task, variables) -> (stacked, gradients, state)` over the tasks of a batch.
-
-        `stacked` is a dict with `"predictions"`, and otherwise scalars. Where it `learns`, gradients are averaged, and
-        so is what tasks changed of the model's state, which becomes pairs `(variable, mean)`.
-        """
-        learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
+        """See `batches.run_tasks`."""
         if variables is None:
             variables = [tf.convert_to_tensor(v) for v in self.trainable_variables]
-        state = [tf.convert_to_tensor(v) for v in learner.model.non_trainable]
-        seeds = {id(v) for v in seed_variables(self.model)}
-        positions = [i for i, v in enumerate(learner.model.non_trainable) if id(v) in seeds]
-        context = tf.distribute.get_replica_context()
-        replica = 0 if context is None else context.replica_id_in_sync_group
-        batch_seed = tf.stack([tf.cast(self.outer_step, "int64"), tf.cast(replica, "int64")])
-        episodes = {"support": [x["support_x"], x["support_y"]], "query": [x["query_x"]]}
-        if y is not None:
-            episodes["query"].append(y)
-        for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
-            if weight is not None:
-                episodes[name] = tf.cast(weight, self.compute_dtype)
-
-        def function(episode, index):
-            support = (*episode["support"], episode.get("support_weight"))
-            query = (episode["query"][0], None if y is None else episode["query"][1], episode.get("query_weight"))
-            seed = None
-            if positions:
-                seed = tf.random.experimental.stateless_fold_in(batch_seed, tf.cast(index, "int64"))
-            stacked, gradients, after = one_task(Task(learner, support, query, state, seed, positions), variables)
-            for name in [name for name in stacked if name.startswith("predictions")]:
-                masks = tf.nest.map_structure(keras_mask, stacked[name])
-                if any(mask is not None for mask in tf.nest.flatten(masks)):
-                    stacked[f"mask_of_{name}"] = masks
-            return stacked, (gradients, [after[i] for i in changed]) if learns else ()
-
-        specs, changed = self._output_specs(learner, x["query_x"], state, training, y is not None)
-        changing = [learner.model.non_trainable[i] for i in changed]
-        averaged = (self.trainable_variables, changing) if learns else ()
-        averaged = tf.nest.map_structure(lambda v: tf.TensorSpec(v.shape, v.dtype), averaged)
-        stacked, means = self._mapping_for(variables)(function, episodes, (specs, averaged))
-        for name in [name for name in stacked if name.startswith("mask_of_")]:
-            for tensor, mask in zip(
-                tf.nest.flatten(stacked[name.removeprefix("mask_of_")]), tf.nest.flatten(stacked[name]), strict=True
-            ):
-                tensor._keras_mask = mask
-        if not learns:
-            return stacked, [], []
-        gradients, values = means
-        return stacked, gradients, list(zip(changing, values, strict=True))
-
-    def _output_specs(self, learner, query_x, state, training, with_loss):
-        """Specs of what tasks stack, and the positions of the floating point state that a call on queries changes."""
-        changed = []
-
-        def forward(params, state, query_x):
-            predictions, _, after = learner.model(params, state, query_x, training, "query")
-            # Frozen weights and constants stay the very same tensor. To write back their mean over the tasks would
-            # round them, and a vectorised mapping cannot return what comes from outside it.
-            same = [a is b for a, b in zip(state, after, strict=True)]
-            changed.extend(i for i, v in enumerate(after) if v.dtype.is_floating and not same[i])
-            masks = tf.nest.map_structure(keras_mask, predictions)
-            masked = any(mask is not None for mask in tf.nest.flatten(masks))
-            return (predictions, masks) if masked else (predictions,)
-
-        def spec(tensor):
-            return tf.TensorSpec(tensor.shape, tensor.dtype)
-
-        example = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape[1:], t.dtype), query_x)
-        params = [tf.TensorSpec(v.shape, v.dtype) for v in learner.model.trainable]
-        traced = tf.function(forward, autograph=False).get_concrete_function(
-            params, [spec(t) for t in state], example
+        learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
+        return run_tasks(
+            learner,
+            self._mapping_for(variables),
+            one_task,
+            (x, y, sample_weight),
+            variables,
+            self.outer_step,
+            learned=self.trainable_variables if learns else None,
+            log_before=self.log_before,
         )
-        predictions, *mask = tf.nest.map_structure(spec, traced.structured_outputs)
-        stacked = {"predictions": predictions}
-        if mask:
-            stacked["mask_of_predictions"] = mask[0]
-        if with_loss:
-            stacked["loss"] = tf.TensorSpec((), params[0].dtype)
-            if self.log_before:
-                stacked.update({f"{name}_before": value for name, value in stacked.items()})
-        return stacked, changed
 
     def _mapping_for(self, variables):
         if self._mapping is None:
@@ -360,9 +299,9 @@ class MetaModel(keras.Model):
             missing = [v.path for v, g in pairs if g is None]
             if missing:
                 raise ValueError(
-                    f"These weights get no meta-gradient from `{type(self.meta_gradient).__name__}`: {missing}. The loss "
-                    "does not depend on them. Freeze their layers (`trainable = False`) before making the MetaModel, or "
-                    "use them in the model."
+                    f"These weights get no meta-gradient from `{type(self.meta_gradient).__name__}`: {missing}. The "
+                    "loss does not depend on them. Freeze their layers (`trainable = False`) before making the "
+                    "MetaModel, or use them in the model."
                 )
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
             return stacked, list(result.gradients), result.state
@@ -380,11 +319,11 @@ class MetaModel(keras.Model):
         """One outer update."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         stacked, gradients, updates = self._learn(x, y, sample_weight)
-        share = _share_of_tasks(tf.shape(stacked["loss"])[0])
+        share = share_of_tasks(tf.shape(stacked["loss"])[0])
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.
-        gradients = _scaled(gradients, self.optimizer.scale_loss(tf.ones([])) * share)
+        gradients = scaled(gradients, self.optimizer.scale_loss(tf.ones([])) * share)
         self.optimizer.apply(gradients, self.trainable_variables)
-        _write_mean(updates, share)
+        write_mean(updates, share)
         self.outer_step.assign_add(1)
         return self._report(y, sample_weight, stacked)
 
@@ -430,111 +369,14 @@ class MetaModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`, on a dataset of episodes. After `BackupAndRestore`, goes on with the episode it was at."""
-        bound = inspect.signature(super().fit).bind(*args, **kwargs)
-        arguments = bound.arguments
-        if arguments.get("class_weight") is not None:
-            raise ValueError(
-                "`class_weight` is not supported: the classes of an episode are numbered anew in every task. Pass a "
-                "`sample_weight` (tasks, queries) with the episodes."
-            )
-        self._assert_compile_called("fit")
-        self._check_data(arguments, "x", "steps_per_epoch")
-        if arguments.get("validation_data") is not None:
-            self._check_data(arguments, "validation_data", "validation_steps")
-        data = arguments.get("x")
-        if not isinstance(data, dict) and getattr(data, "num_batches", None) is None:
-            arguments.setdefault("shuffle", False)  # Keras's default is for arrays and finite PyDatasets, else it warns
-        resume_episodes(self, arguments, self._beginnings.value)
-        return super().fit(*bound.args, **bound.kwargs)
-
-    def evaluate(self, *args, **kwargs):
-        """As `keras.Model.evaluate`: adapts with `evaluation_steps` and judges on the queries."""
-        signature = inspect.signature(super().evaluate)
-        if not kwargs.get("_use_cached_eval_dataset"):
-            self._assert_compile_called("evaluate")
-            self._check_data(signature.bind(*args, **kwargs).arguments, "x", "steps")
-        return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args, **kwargs):
-        """As `keras.Model.predict`: adapts with `evaluation_steps` and predicts the queries, `(T, Q, ...)`."""
-        self._check_data(inspect.signature(super().predict).bind(*args, **kwargs).arguments, "x", "steps")
-        return super().predict(*args, **kwargs)
-
-    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
-        """As `keras.Model.train_on_batch`; `class_weight` is refused."""
-        if class_weight is not None:
-            raise ValueError("`class_weight` is not supported. Pass a `sample_weight` (tasks, queries).")
-        self._assert_compile_called("train_on_batch")
-        self._check_values(x, y, sample_weight)
-        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
-
-    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
-        """As `keras.Model.test_on_batch`."""
-        self._assert_compile_called("test_on_batch")
-        self._check_values(x, y, sample_weight)
-        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
-
-    def _check_data(self, arguments, name, steps_name):
-        data = arguments.get(name)
-        if isinstance(data, tf.data.Dataset):
-            if data.cardinality() == tf.data.INFINITE_CARDINALITY and arguments.get(steps_name) is None:
-                raise ValueError(
-                    f"The dataset given as `{name}` never ends. Pass `{steps_name}=`, or make it with `batches=`."
-                )
-        batch = inputs.first_batch(data)
-        if batch is None and name == "validation_data":
-            batch = data
-        elif batch is None and isinstance(data, dict):
-            batch = (data, arguments.get("y"), arguments.get("sample_weight"))
-        if not isinstance(batch, (tuple, list, dict)):
-            return
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if sample_weight is not None and tf.nest.is_nested(y) and isinstance(data, (dict, tuple, list)):
-            raise ValueError(
-                "Keras takes no `sample_weight` (tasks, queries) with arrays for several outputs. Pass "
-                "`tf.data.Dataset.from_tensor_slices((x, y, sample_weight)).batch(tasks)`."
-            )
-        self._check_values(x, y, sample_weight)
-
-    def _check_values(self, x, y=None, sample_weight=None):
-        if isinstance(x, dict) and all(hasattr(t, "shape") for t in tf.nest.flatten(x)):
-            with self.distribute_strategy.scope():  # of which the weights of an unbuilt model are
-                self._prepare(x, y, sample_weight)
-
     def _label_limit(self, loss=None):
         loss = loss or self._inner_task_loss or self._task_loss
         return loss and loss.label_limit(getattr(self.model, "output_shape", None) if self.model.built else None)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of given predictions, `(T, Q, ...)`, all queries taken for one task; no regularisation losses."""
-        merged = [None if part is None else tf.nest.map_structure(_merge, part) for part in (y, y_pred, sample_weight)]
+        merged = [None if part is None else tf.nest.map_structure(merge, part) for part in (y, y_pred, sample_weight)]
         return self._task_loss(*merged)
-
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """Updates metrics with all queries of all tasks, `(T, Q, ...)` each, but for those of weight 0."""
-        examples = _examples(y, y_pred, sample_weight)
-        if self._before is not None:
-            self._before.build(*examples)
-        super().compute_metrics(x, *examples)
-        return self.get_metrics_result()
-
-    def _report(self, y, sample_weight, stacked):
-        if self._before is not None:
-            before = stacked["predictions_before"]
-            self._before.update(stacked["loss_before"], *_examples(y, before, sample_weight))
-        next(m for m in self.metrics if m.name == "loss").update_state(stacked["loss"])
-        return self.compute_metrics(None, y, stacked["predictions"], sample_weight)
-
-    def get_metrics_result(self):
-        result = super().get_metrics_result()
-        return result if self._before is None else {**result, **self._before.result()}
-
-    def reset_metrics(self):
-        super().reset_metrics()
-        if self._before is not None:
-            self._before.reset()
 
     def get_config(self):
         mapping = self.task_mapping
@@ -559,78 +401,3 @@ _task_mapping = task_mapping.get
 def _copy(part):
     """A part of an algorithm with weights of its own."""
     return type(part).from_config(part.get_config())
-
-
-class _Untracked:
-    """Holds what a Keras model should not take for its own, nor wrap: layers, dicts."""
-
-    def __init__(self, value):
-        self.value = value
-
-
-def _merge(tensor):
-    """`(T, Q, ...)` to `(T * Q, ...)`, with its Keras mask."""
-    tail = [d if d is not None else tf.shape(tensor)[i + 2] for i, d in enumerate(tensor.shape[2:])]
-    merged = tf.reshape(tensor, [-1, *tail])
-    mask = keras_mask(tensor)
-    if mask is not None:
-        merged._keras_mask = _merge(mask)
-    return merged
-
-
-def _examples(y, predictions, sample_weight):
-    """Task and query axes merged, rows of weight 0 left out: unweighted metrics would count them."""
-    y, predictions = (tf.nest.map_structure(_merge, part) for part in (y, predictions))
-    if sample_weight is None:
-        return y, predictions, None
-    weight = _merge(sample_weight)
-
-    def keep(tensor):
-        kept = tf.boolean_mask(tensor, weight > 0)
-        mask = keras_mask(tensor)
-        if mask is not None:
-            kept._keras_mask = tf.boolean_mask(mask, weight > 0)
-        return kept
-
-    y, predictions = (tf.nest.map_structure(keep, part) for part in (y, predictions))
-    kept = tf.boolean_mask(weight, weight > 0)
-
-    def along_mask(tensor):
-        # Keras multiplies the weights of examples by a mask (examples, steps), which does not broadcast.
-        mask = keras_mask(tensor)
-        return kept if mask is None else append_axes(kept, mask.shape.rank) * tf.ones_like(mask, kept.dtype)
-
-    return y, predictions, tf.nest.map_structure(along_mask, predictions)
-
-
-def _share_of_tasks(tasks):
-    """Share of a batch's tasks that this replica has; of a last batch it may have fewer than others, or none."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return tf.ones([])
-    tasks = tf.cast(tasks, tf.float32)
-    return tasks / context.all_reduce(tf.distribute.ReduceOp.SUM, tasks)
-
-
-def _scaled(tensors, factor):
-    # A replica without tasks may have NaN for the means of its tasks, and its factor is 0.
-    return [tf.math.multiply_no_nan(tensor, tf.cast(factor, tensor.dtype)) for tensor in tensors]
-
-
-def _write_mean(updates, share):
-    """Assigns to variables the mean over all tasks: `updates` are pairs of a variable and this replica's mean."""
-    if not updates:
-        return
-    variables, values = (list(part) for part in zip(*updates, strict=True))
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        return
-
-    def update(strategy, values):
-        for variable, value in zip(variables, values, strict=True):
-            mean = strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, value, variable.value)
-            strategy.extended.update(variable.value, lambda v, new: v.assign(new), args=(mean,))
-
-    context.merge_call(update, args=(_scaled(values, share),))

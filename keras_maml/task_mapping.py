@@ -1,4 +1,4 @@
-"""How the tasks of a batch run. Tasks are independent, so a mapping may run them in any way that gives the same numbers.
+"""How the tasks of a batch run. They are independent: a mapping may run them in any way that gives the same numbers.
 
 A mapping calls `function(episode, index)` for every task and returns what it stacks and what it averages. Gradients are
 averaged inside the loop, never stacked where that costs memory, and no gradient is taken through a loop.

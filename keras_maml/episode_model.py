@@ -1,0 +1,114 @@
+"""The Keras shell: `fit`, `evaluate`, `predict` and metrics on batches of episodes."""
+
+import inspect
+
+import keras
+import tensorflow as tf
+
+from keras_maml import inputs
+from keras_maml.callbacks import resume_episodes
+from keras_maml.metrics import BeforeAdaptation, merged_examples
+
+
+class Untracked:
+    """Holds what a Keras model should not take for its own, nor wrap: layers, dicts."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class EpisodeModel(keras.Model):
+    """A Keras model whose data are batches of episodes; what it does with them is in `MetaModel`.
+
+    A subclass implements `call`, `train_step`, `test_step` and `_prepare`, which checks a batch.
+
+    Args:
+        log_before: whether logs also carry loss and metrics before adaptation.
+        **kwargs: arguments of `keras.Model`.
+    """
+
+    def __init__(self, log_before=False, **kwargs):
+        super().__init__(**kwargs)
+        self.log_before = log_before
+        self._before = BeforeAdaptation() if log_before else None
+        self._beginnings = Untracked({})
+
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at."""
+        bound = inspect.signature(super().fit).bind(*args, **kwargs)
+        arguments = bound.arguments
+        if arguments.get("class_weight") is not None:
+            raise ValueError(
+                "`class_weight` is not supported: the classes of an episode are numbered anew in every task. Pass a "
+                "`sample_weight` (tasks, queries) with the episodes."
+            )
+        self._assert_compile_called("fit")
+        self._check_data(arguments, "x", "steps_per_epoch")
+        if arguments.get("validation_data") is not None:
+            self._check_data(arguments, "validation_data", "validation_steps")
+        data = arguments.get("x")
+        if not isinstance(data, dict) and getattr(data, "num_batches", None) is None:
+            arguments.setdefault("shuffle", False)  # Keras's default is for arrays and finite PyDatasets, else it warns
+        resume_episodes(self, arguments, self._beginnings.value)
+        return super().fit(*bound.args, **bound.kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """As `keras.Model.evaluate`: adapts with `evaluation_steps` and judges on the queries."""
+        signature = inspect.signature(super().evaluate)
+        if not kwargs.get("_use_cached_eval_dataset"):
+            self._assert_compile_called("evaluate")
+            self._check_data(signature.bind(*args, **kwargs).arguments, "x", "steps")
+        return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        """As `keras.Model.predict`: adapts with `evaluation_steps` and predicts the queries, `(T, Q, ...)`."""
+        self._check_data(inspect.signature(super().predict).bind(*args, **kwargs).arguments, "x", "steps")
+        return super().predict(*args, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+        """As `keras.Model.train_on_batch`; `class_weight` is refused."""
+        if class_weight is not None:
+            raise ValueError("`class_weight` is not supported. Pass a `sample_weight` (tasks, queries).")
+        self._assert_compile_called("train_on_batch")
+        self._check_values(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
+        """As `keras.Model.test_on_batch`."""
+        self._assert_compile_called("test_on_batch")
+        self._check_values(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def _check_data(self, arguments, name, steps_name):
+        batch = inputs.first_batch(arguments, name, steps_name)
+        if batch is not None:
+            self._check_values(*batch)
+
+    def _check_values(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict) and all(hasattr(t, "shape") for t in tf.nest.flatten(x)):
+            with self.distribute_strategy.scope():  # of which the weights of an unbuilt model are
+                self._prepare(x, y, sample_weight)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates metrics with all queries of all tasks, `(T, Q, ...)` each, but for those of weight 0."""
+        examples = merged_examples(y, y_pred, sample_weight)
+        if self._before is not None:
+            self._before.build(*examples)
+        super().compute_metrics(x, *examples)
+        return self.get_metrics_result()
+
+    def _report(self, y, sample_weight, stacked):
+        if self._before is not None:
+            before = stacked["predictions_before"]
+            self._before.update(stacked["loss_before"], *merged_examples(y, before, sample_weight))
+        next(m for m in self.metrics if m.name == "loss").update_state(stacked["loss"])
+        return self.compute_metrics(None, y, stacked["predictions"], sample_weight)
+
+    def get_metrics_result(self):
+        result = super().get_metrics_result()
+        return result if self._before is None else {**result, **self._before.result()}
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        if self._before is not None:
+            self._before.reset()

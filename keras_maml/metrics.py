@@ -1,0 +1,94 @@
+"""Metrics over the queries of all tasks, after adaptation and before."""
+
+import keras
+import tensorflow as tf
+
+from keras_maml.losses import append_axes, keras_mask
+
+
+def merge(tensor):
+    """`(T, Q, ...)` to `(T * Q, ...)`, with its Keras mask."""
+    tail = [d if d is not None else tf.shape(tensor)[i + 2] for i, d in enumerate(tensor.shape[2:])]
+    merged = tf.reshape(tensor, [-1, *tail])
+    mask = keras_mask(tensor)
+    if mask is not None:
+        merged._keras_mask = merge(mask)
+    return merged
+
+
+def merged_examples(y, predictions, sample_weight):
+    """Task and query axes merged, rows of weight 0 left out: unweighted metrics would count them."""
+    y, predictions = (tf.nest.map_structure(merge, part) for part in (y, predictions))
+    if sample_weight is None:
+        return y, predictions, None
+    weight = merge(sample_weight)
+
+    def keep(tensor):
+        kept = tf.boolean_mask(tensor, weight > 0)
+        mask = keras_mask(tensor)
+        if mask is not None:
+            kept._keras_mask = tf.boolean_mask(mask, weight > 0)
+        return kept
+
+    y, predictions = (tf.nest.map_structure(keep, part) for part in (y, predictions))
+    kept = tf.boolean_mask(weight, weight > 0)
+
+    def along_mask(tensor):
+        # Keras multiplies the weights of examples by a mask (examples, steps), which does not broadcast.
+        mask = keras_mask(tensor)
+        return kept if mask is None else append_axes(kept, mask.shape.rank) * tf.ones_like(mask, kept.dtype)
+
+    return y, predictions, tf.nest.map_structure(along_mask, predictions)
+
+
+class BeforeAdaptation:
+    """Metrics of the predictions before adaptation, named `<metric>_before`.
+
+    A Keras model that never predicts resolves and holds them, as `compile` does for those after adaptation.
+    """
+
+    def __init__(self):
+        self._loss = keras.metrics.Mean(name="loss")
+        self._metrics = None
+
+    def compile(self, metrics=None, weighted_metrics=None):
+        """Takes copies of what `compile` takes: a metric object holds the state of one of the two."""
+        self._metrics = keras.Sequential(name="before_adaptation")
+        self._metrics.compile(metrics=_copy(metrics), weighted_metrics=_copy(weighted_metrics))
+        self._built = False
+
+    def build(self, y, predictions, sample_weight=None):
+        """Makes the state of the metrics where Keras does: under `tf.distribute` before a step, which must not."""
+        if not self._built:
+            self._metrics.compute_metrics(None, y, predictions, sample_weight)
+            self.reset()
+        self._built = True
+
+    def update(self, losses, y, predictions, sample_weight=None):
+        """Adds a batch: losses `(T,)`, the others `(examples, ...)`."""
+        self._built = True
+        self._loss.update_state(losses)
+        self._metrics.compute_metrics(None, y, predictions, sample_weight)
+
+    def result(self):
+        """Values by name."""
+        if self._metrics is None:
+            return {}
+        results = {**self._metrics.get_metrics_result(), "loss": self._loss.result()}
+        return {f"{name}_before": value for name, value in results.items()}
+
+    def reset(self):
+        """Starts anew, as at each epoch."""
+        self._loss.reset_state()
+        if self._metrics is not None:
+            self._metrics.reset_metrics()
+
+
+def _copy(metrics):
+    if isinstance(metrics, dict):
+        return {key: _copy(value) for key, value in metrics.items()}
+    if isinstance(metrics, (list, tuple)):
+        return [_copy(value) for value in metrics]
+    if isinstance(metrics, keras.metrics.Metric):
+        return type(metrics).from_config(metrics.get_config())
+    return metrics
