@@ -29,6 +29,8 @@ class PureModel:
         self.function = function
         self.trainable = list(model.trainable_variables)
         self.non_trainable = list(model.non_trainable_variables)
+        # Losses are at least float32, also where all weights are of half precision.
+        self.loss_dtype = keras.backend.result_type("float32", *{v.dtype for v in self.trainable})
         parameters = inspect.signature(function.call).parameters.values()
         self._takes_training = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -50,7 +52,7 @@ class PureModel:
         keywords = {"training": training} if self._takes_training else {}
         with keras.StatelessScope(mapping, collect_losses=True) as scope, adaptation_scope(on, weight):
             predictions = self.function(x, **keywords)
-            penalties = [tf.cast(penalty, params[0].dtype) for penalty in self.function.losses]
+            penalties = [tf.cast(penalty, self.loss_dtype) for penalty in self.function.losses]
         state = [scope.get_current_value(variable) for variable in self.non_trainable]
         return predictions, tf.add_n(penalties) if penalties else 0.0, state
 
@@ -154,10 +156,10 @@ class Task:
         theta, extra = self._divide(variables)
         x, y, weight = self.support if data == "support" else self._episode()
         state = self.state(stream)
-        forward, settled = learner.model, 0.0
+        forward = learner.model
         if learner.halves is not None:
             body, forward = learner.halves
-            x, settled, state = body(theta, state, x, learner.training, "support", weight)
+            x, _, state = body(theta, state, x, learner.training, "support", weight)
         adapting = [i for i, adapts in enumerate(learner.mask) if adapts]
         results = []
         with keras.StatelessScope(list(zip(learner.extra_variables, extra, strict=True))):
@@ -179,7 +181,8 @@ class Task:
                     predictions, penalty, after = forward(
                         _replace(start, adapting, values), state, x, learner.training, "support", weight
                     )
-                    return learner.inner_loss(y, predictions, weight) + penalty + settled, after
+                    loss = tf.cast(learner.inner_loss(y, predictions, weight), forward.loss_dtype)
+                    return loss + penalty, after
 
                 watched = [start[i] for i in adapting]
                 (_, state), gradients = value_and_gradients(support_loss, watched, learner.loss_scale)
@@ -209,7 +212,8 @@ class Task:
         x, y, weight = self.support if on == "support" else self.query
         criterion = learner.inner_loss if on == "support" else learner.loss
         predictions, penalty, state = learner.model(params, state, x, learner.training, on, weight)
-        return criterion(y, predictions, weight) + penalty, predictions, state
+        loss = tf.cast(criterion(y, predictions, weight), learner.model.loss_dtype)
+        return loss + penalty, predictions, state
 
     def predict(self, params, state):
         """Predictions on the queries, `(Q, ...)`."""

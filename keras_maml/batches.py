@@ -90,7 +90,7 @@ def _output_specs(learner, query_x, state, with_loss, log_before):
     if mask:
         stacked["mask_of_predictions"] = mask[0]
     if with_loss:
-        stacked["loss"] = tf.TensorSpec((), params[0].dtype)
+        stacked["loss"] = tf.TensorSpec((), learner.model.loss_dtype)
         if log_before:
             stacked.update({f"{name}_before": value for name, value in stacked.items()})
     return stacked, changed

@@ -39,6 +39,7 @@ class MetaGradient(keras.layers.Layer):
     """
 
     differentiates = True  # whether it gives gradients for more than the adapting weights
+    second_order = True  # whether it takes second derivatives of the support loss
 
     def check(self, rule, layers):
         """Refuses what cannot be combined with this estimator.
@@ -101,6 +102,7 @@ class FirstOrder(Unrolled):
     """
 
     stop_gradients = True
+    second_order = False
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -116,6 +118,7 @@ class ParameterDifference(MetaGradient):
     """
 
     differentiates = False
+    second_order = False
 
     def __init__(self, data="support", **kwargs):
         super().__init__(**kwargs)

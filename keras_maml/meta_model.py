@@ -6,12 +6,11 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_maml import algorithms, export, inputs, task_mapping
+from keras_maml import algorithms, checks, export, inputs, task_mapping
 from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.batches import run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
 from keras_maml.losses import TaskLoss
-from keras_maml.meta_gradients import Unrolled
 from keras_maml.metrics import merge
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, split
@@ -86,8 +85,6 @@ class MetaModel(EpisodeModel):
         if model.built:
             self._build_parts()
 
-    # ----------------------------------------------------------------------------------------------------- building
-
     def build(self, input_shape=None):
         """Does nothing: the base model is built from the first episode, dtypes included."""
 
@@ -97,8 +94,16 @@ class MetaModel(EpisodeModel):
         adapting = [v for v, adapts in zip(self.model.trainable_variables, self.mask, strict=True) if adapts]
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
-        halves, self._no_split = (None, "everything adapts") if all(self.mask) else split(self.model, self.mask)
+        halves, self._no_cut = (None, None) if all(self.mask) else split(self.model, self.mask)
         self._halves = halves and Untracked(halves)
+        if self._no_cut:
+            warnings.warn(
+                f"Model '{self.model.name}' runs as a whole in every inner step, also the layers below those that "
+                f"adapt: {self._no_cut}. The numbers are the same.",
+                stacklevel=2,
+            )
+        if self.meta_gradient.second_order:
+            checks.prepare_second_order(self.model)
         self.built = True
 
     def _prepare(self, x, y=None, sample_weight=None):
@@ -126,8 +131,6 @@ class MetaModel(EpisodeModel):
         inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, limits)
         if all(map(tf.is_tensor, tf.nest.flatten(x))):  # arrays are cast before a step sees them
             self._specs.value = export.widen(self._specs.value, x)
-
-    # ------------------------------------------------------------------------------------------- episodes to tasks
 
     def _learner(self, training, steps):
         inner_loss = self._inner_task_loss or self._task_loss
@@ -182,15 +185,13 @@ class MetaModel(EpisodeModel):
         return self._mapping
 
     def explain_task_mapping(self):
-        """Which mapping runs the tasks of a batch in compiled steps, and why: one sentence."""
+        """Which mapping runs the tasks of a batch in compiled steps, and why."""
         if self._mapping is not None:
             return f"{type(self._mapping).__name__}: chosen by `task_mapping`."
         if not self.model.built:
             return "Not chosen yet: the model is built with the first episode."
         mapping, reason = task_mapping.choose(self.model, self.trainable_variables)
         return f"{type(mapping).__name__}: {reason}."
-
-    # ----------------------------------------------------------------------------------------------- few-shot learner
 
     def call(self, inputs, training=None):
         """Adapts to each task's supports and predicts its queries.
@@ -268,8 +269,6 @@ class MetaModel(EpisodeModel):
         """
         export.save(self, filepath)
 
-    # ------------------------------------------------------------------------------------------------- meta-learning
-
     def meta_gradients(self, x, y, sample_weight=None, variables=None):
         """The outer gradient of a batch of episodes, for training loops of your own.
 
@@ -294,7 +293,13 @@ class MetaModel(EpisodeModel):
         self._prepare(x, y, sample_weight)
 
         def one_task(task, variables):
-            result = self.meta_gradient(task, variables)
+            try:
+                result = self.meta_gradient(task, variables)
+            except LookupError as error:
+                raise ValueError(
+                    f"An operation of model '{self.model.name}' has no second derivative in TensorFlow: {error}. Use a "
+                    "first-order algorithm, such as `keras_maml.FOMAML()`, or another layer."
+                ) from error
             pairs = list(zip(self.trainable_variables, result.gradients, strict=True))
             missing = [v.path for v, g in pairs if g is None]
             if missing:
@@ -339,8 +344,6 @@ class MetaModel(EpisodeModel):
 
         return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight)[0])
 
-    # ------------------------------------------------------------------------------------------------ the Keras shell
-
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
 
@@ -349,15 +352,8 @@ class MetaModel(EpisodeModel):
         bound = inspect.signature(super().compile).bind(*args, **kwargs)
         arguments = bound.arguments
         task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
-        rough = task_mapping.rough_under_xla(self.model)
-        if rough and arguments.get("jit_compile", "auto") == "auto":
-            arguments["jit_compile"] = False
-        elif rough and arguments["jit_compile"] and isinstance(self.meta_gradient, Unrolled):
-            warnings.warn(
-                f"XLA rounds the second derivatives of layer '{rough[0]}' to bfloat16: meta-gradients are off by about "
-                "1 %. Use `jit_compile=False`, strided convolutions or average pooling.",
-                stacklevel=2,
-            )
+        second_order = self.meta_gradient.second_order
+        arguments["jit_compile"] = checks.jit_compile(self.model, arguments.get("jit_compile", "auto"), second_order)
         super().compile(*bound.args, **bound.kwargs)
         self._task_loss = task_loss
         if self._before is not None:

@@ -169,7 +169,7 @@ def split(model, mask):
 
     Returns:
         `((clone, body, tail), None)`, where the variables of the clone are in the order of those of `model`, or
-        `(None, reason)` where the model cannot be cut.
+        `(None, reason)` where the model cannot be cut, the reason `None` where nothing lies below.
     """
     adapting = {id(v) for v, adapts in zip(model.trainable_variables, mask, strict=True) if adapts}
     if type(model) is not keras.Sequential and not _is_functional(model):
@@ -179,7 +179,7 @@ def split(model, mask):
         i for i, layer in enumerate(layers) if adapting & {id(v) for v in layer.trainable_variables}
     )
     if not any(layer.weights for layer in layers[:first]):
-        return None, "the first layer with weights adapts"
+        return None, None
     if any(seed_variables(layer) for layer in layers[:first]):
         return None, "a layer below the first adapting one draws random numbers, anew in every step"
     for layer in flatten_layers(model):
@@ -192,8 +192,10 @@ def split(model, mask):
         cut = clone.layers[first].input
         if not isinstance(cut, keras.KerasTensor):
             return None, f"layer '{layers[first].name}' has several inputs"
-        body = keras.Model(clone.inputs, cut)
-        tail = keras.Model(cut, clone.outputs if len(clone.outputs) > 1 else clone.outputs[0])
+        # Nested inputs and outputs keep their structure: a dict of outputs has a dict of losses.
+        sequential = type(model) is keras.Sequential
+        source, sink = (clone.inputs[0], clone.outputs[0]) if sequential else (clone.input, clone.output)
+        body, tail = keras.Model(source, cut), keras.Model(cut, sink)
     except Exception as error:  # whatever a layer's own configuration raises: the whole model is right, only slower
         return None, f"no cut before layer '{layers[first].name}': {' '.join(str(error).split())}"
     return (clone, body, tail), None

@@ -407,6 +407,8 @@ def test_sizes_are_as_free_as_the_model_leaves_them(tmp_path):
     meta_model(one_batch(small))
     meta_model.export(tmp_path / "model")
     signature = tf.saved_model.load(tmp_path / "model").signatures["serving_default"]
+    for name in ("support_x", "query_x"):
+        assert signature.structured_input_signature[1][name].shape.as_list() == [None, None, None, 1]
     answer = signature(**{k: tf.constant(v) for k, v in large.items()})["predictions"]
     np.testing.assert_allclose(answer, meta_model(one_batch(large))[0], rtol=1e-5, atol=1e-5)
 
@@ -632,3 +634,15 @@ def test_unknown_kind_of_batch_normalization_is_refused():
     meta_model, episode = compiled(conv(OwnNormalization)), task()
     with pytest.raises(ValueError, match="'norm' is a OwnNormalization.*keras_maml.layers.BatchNormalization"):
         meta_model.adapt(episode["support_x"], episode["support_y"])
+
+
+def test_sizes_that_differ_between_episodes_are_free():
+    # Of a subclassed model, which does not say what it takes.
+    seen = {}
+    for size in (3, 3, 4):
+        x = {"a": tf.zeros((2, 5, size)), "b": tf.zeros((2, 5, size, 2), tf.int32)}
+        seen = export.widen(seen, {"support_x": x, "support_y": tf.zeros((2, 5))})
+        expected = None if size == 4 else 3
+        assert seen["support_x"]["a"] == tf.TensorSpec((None, expected))
+        assert seen["support_x"]["b"] == tf.TensorSpec((None, expected, 2), tf.int32)
+        assert seen["support_y"] == tf.TensorSpec((None,))

@@ -401,12 +401,12 @@ def test_moments_of_half_precision_are_taken_in_float32(dtype):
     layer = plain(layers.BatchNormalization, dtype=dtype)
     with adaptation_scope("support"):
         outputs = layer(tf.constant([[1024.0], [3072.0]], dtype))
-        moments = tf.nn.moments(tf.constant([0.0, 200.0], dtype), [0])
+        moments = tf.nn.moments(tf.constant([0.0] * 7 + [640.0], dtype), [0])
     assert outputs.dtype == dtype
     np.testing.assert_array_equal(tf.cast(outputs, tf.float32), [[-1], [1]])
-    # 0 and 200: mean 100, variance 1e4, in the type that came
+    # Mean 80, variance (7 * 80^2 + 560^2) / 8 = 44800, in the type that came, though 560^2 is beyond float16.
     assert [m.dtype for m in moments] == [dtype] * 2
-    np.testing.assert_allclose([float(m) for m in moments], [100, 1e4], rtol=4e-3)
+    np.testing.assert_allclose([float(m) for m in moments], [80, 44800], rtol=4e-3)
 
 
 def test_mixed_precision_keeps_float32_weights():
@@ -439,7 +439,7 @@ def test_the_fused_operation_equals_the_composite_to_second_order():
     directions = [generator.normal(size=x.shape), *generator.normal(size=(2, 3))]
     results, operations = [], []
     for dtype in ("float32", "float64"):
-        layer = layers.BatchNormalization(dtype=dtype)
+        layer = layers.BatchNormalization(epsilon=0.5, dtype=dtype)
         layer.build(x.shape)
         layer.gamma.assign(generator.normal(size=3) if dtype == "float32" else results[0][0])
         layer.beta.assign([0.3, -0.2, 0.1])

@@ -1,0 +1,64 @@
+"""Layers whose second derivatives TensorFlow gets wrong or does not have: found when a `MetaModel` is made."""
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+from keras_maml.selection import flatten_layers
+from keras_maml.task_mapping import rough_under_xla
+
+
+def prepare_second_order(model):
+    """Warns of layers that give wrong second-order meta-gradients, and takes recurrent layers off cuDNN.
+
+    - Bilinear `UpSampling2D`: the gradient of TensorFlow's bilinear resizing is a constant to TensorFlow, so that its
+      second-order term is silently dropped.
+    - `LSTM` and `GRU` on a GPU: cuDNN's kernels have no second derivative. `use_cudnn` is set to `False` in the model's
+      own layers: a switch for the time of a call would be seen by other threads.
+
+    Args:
+        model: a built model.
+    """
+    layers = flatten_layers(model)
+    bilinear = [
+        layer.name
+        for layer in layers
+        if isinstance(layer, keras.layers.UpSampling2D) and layer.interpolation == "bilinear"
+    ]
+    if bilinear:
+        warnings.warn(
+            f"TensorFlow drops the second derivatives of bilinear resizing: meta-gradients through {bilinear} lack a "
+            "term. Use `interpolation='nearest'`, or a first-order algorithm such as `keras_maml.FOMAML()`.",
+            stacklevel=4,
+        )
+    on_cudnn = [layer for layer in layers if getattr(layer, "use_cudnn", False)]
+    if on_cudnn and tf.config.list_physical_devices("GPU"):
+        for layer in on_cudnn:
+            layer.use_cudnn = False
+        warnings.warn(
+            f"cuDNN has no second derivatives: layers {[layer.name for layer in on_cudnn]} now run without it "
+            "(`use_cudnn=False`).",
+            stacklevel=4,
+        )
+
+
+def jit_compile(model, asked, second_order):
+    """What `compile(jit_compile=asked)` should be for a model: `"auto"` is off where XLA is rough.
+
+    Args:
+        model: the base model.
+        asked: `True`, `False` or `"auto"`.
+        second_order: whether second derivatives are taken at all.
+    """
+    rough = rough_under_xla(model)
+    if not rough or not second_order or not asked:
+        return asked
+    if asked == "auto":
+        return False
+    warnings.warn(
+        f"XLA rounds the second derivatives of layer '{rough[0]}' to bfloat16: meta-gradients are off by about 1 %. "
+        "Use `jit_compile=False`, strided convolutions or average pooling.",
+        stacklevel=3,
+    )
+    return asked
