@@ -81,7 +81,7 @@ def draw(path, meta_model, task, all_steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=10_000, help="outer steps; 70000 as in the paper")
-    parser.add_argument("--output-dir", type=pathlib.Path, default=pathlib.Path("quickstart_output"))
+    parser.add_argument("--output-dir", type=pathlib.Path, default=pathlib.Path("outputs/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

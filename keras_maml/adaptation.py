@@ -32,6 +32,7 @@ class PureModel:
         # Losses are at least float32, also where all weights are of half precision.
         self.loss_dtype = keras.backend.result_type("float32", *{v.dtype for v in self.trainable})
         parameters = inspect.signature(function.call).parameters.values()
+        self.strays = False  # whether the last call changed variables that the model does not track
         self._takes_training = any(p.name == "training" or p.kind is p.VAR_KEYWORD for p in parameters)
 
     def __call__(self, params, state, x, training, on, weight=None):
@@ -52,7 +53,12 @@ class PureModel:
         keywords = {"training": training} if self._takes_training else {}
         with keras.StatelessScope(mapping, collect_losses=True) as scope, adaptation_scope(on, weight):
             predictions = self.function(x, **keywords)
-            penalties = [tf.cast(penalty, self.loss_dtype) for penalty in self.function.losses]
+            # Not `function.losses`: Keras 3.15 knows whose a loss is by the `id` of its tensor, and forgets none in a
+            # stateless scope, so that a tensor with the id of an old one counts for several layers.
+            regularised = [v for v in self.function.trainable_variables if v.regularizer is not None]
+            penalties = [*scope.losses, *(v.regularizer(v.value) for v in regularised)]
+            penalties = [tf.cast(penalty, self.loss_dtype) for penalty in penalties]
+        self.strays = len(scope.state_mapping) > len(mapping)
         state = [scope.get_current_value(variable) for variable in self.non_trainable]
         return predictions, tf.add_n(penalties) if penalties else 0.0, state
 
@@ -196,6 +202,13 @@ class Task:
                 )
                 params = _replace(params, adapting, moved)
         return results
+
+    def settle(self, params, state):
+        """The state in which queries are judged: with the supports' moments under `params`, if a layer reads them."""
+        x, _, weight = self.support
+        if not self.learner.reads_support_moments:
+            return state
+        return self.learner.model(params, state, x, self.learner.training, "support", weight)[2]
 
     def loss(self, params, state, on):
         """The loss with given parameters.

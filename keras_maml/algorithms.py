@@ -1,14 +1,22 @@
 """Algorithms: points on orthogonal axes, and the names that the field has given to some of them.
 
-| preset | rule | meta-gradient | adapts | start |
-|---|---|---|---|---|
-| `MAML` | `SGD` | `Unrolled` | all | theta |
-| `FOMAML` | `SGD` | `FirstOrder` | all | theta |
-| `Reptile` | `SGD` | `ParameterDifference` | all | theta |
-| `MetaSGD` | `LearnedSGD` | `Unrolled` | all | theta |
-| `ANIL` | `SGD` | `Unrolled` | the head | theta |
-| `BOIL` | `SGD` | `Unrolled` | all but the head | theta |
-| `IMAML` | `ProximalSGD` | `Implicit` | all | theta |
+| preset | rule | meta-gradient | adapts |
+|---|---|---|---|
+| `MAML` | `SGD` | `Unrolled` | all |
+| `FOMAML` | `SGD` | `FirstOrder` | all |
+| `Reptile` | `SGD` | `ParameterDifference` | all |
+| `MetaSGD` | `LearnedSGD` | `Unrolled` | all |
+| `ANIL` | `SGD` | `Unrolled` | the head |
+| `BOIL` | `SGD` | `Unrolled` | all but the head |
+| `IMAML` | `ProximalSGD` | `Implicit` | all |
+
+All presets take
+
+- `learning_rate`: size of an inner step, positive; where the loss is a mean over the supports,
+- `steps`: inner steps in training, at least 1, and `evaluation_steps`: elsewhere, at least 0, default `steps`,
+- `clipnorm`: greatest global norm of an inner gradient, positive, or `None`,
+
+and raise `ValueError` for what is out of range. `head` is the name or the object of a layer.
 """
 
 import dataclasses

@@ -1,5 +1,7 @@
 """A batch of episodes as tasks: what every task needs, the mapping over them, and what comes back."""
 
+import warnings
+
 import tensorflow as tf
 
 from keras_maml.adaptation import Task
@@ -78,6 +80,13 @@ def _output_specs(learner, query_x, state, with_loss, log_before):
         # round them, and a vectorised mapping cannot return what comes from outside it.
         same = [a is b for a, b in zip(state, after, strict=True)]
         changed.extend(i for i, v in enumerate(after) if v.dtype.is_floating and not same[i])
+        if learner.model.strays:
+            warnings.warn(
+                f"Model '{learner.model.function.name}' changes variables that it does not track, most likely Keras's "
+                "global seed generator: it draws the same numbers in every step and task. Give the layer a "
+                "`keras.random.SeedGenerator` attribute and pass it as `seed`.",
+                stacklevel=2,
+            )
         masks = tf.nest.map_structure(keras_mask, predictions)
         masked = any(mask is not None for mask in tf.nest.flatten(masks))
         return (predictions, masks) if masked else (predictions,)

@@ -2,13 +2,14 @@
 
 import re
 import tempfile
+import warnings
 
 import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import Task
 from keras_maml.layers import BatchNormalization, statistics_of
-from keras_maml.selection import flatten_layers
+from keras_maml.selection import copy_settings, flatten_layers
 
 SUPPORT = ("support_x", "support_y", "support_weight")
 
@@ -38,6 +39,7 @@ def specialise(model, params, state):
     variables = [*clone.trainable_variables, *clone.non_trainable_variables]
     for variable, value in zip(variables, [*params, *state], strict=True):
         variable.assign(value)
+    forgotten = []
     for layer in flatten_layers(clone):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
@@ -50,10 +52,26 @@ def specialise(model, params, state):
         # made of Functional models only.
         statistics = statistics_of(layer)
         if statistics == "batch":
+            if type(layer) is not BatchNormalization and not any(layer is known for known in _in_config(clone)):
+                forgotten.append(layer.name)
             layer.__class__, layer.statistics = BatchNormalization, "batch"
         else:
             layer.__class__ = keras.layers.BatchNormalization
+    if forgotten:
+        warnings.warn(
+            f"Layers {forgotten} of the learner are made by the constructor of a class, so a file does not say that "
+            "they normalise by the examples in a call: saved and loaded, they would be stock layers with moving "
+            "moments. Make them `keras_maml.layers.BatchNormalization` in that constructor to save the learner.",
+            stacklevel=3,
+        )
     return clone
+
+
+def _in_config(model):
+    """Layers whose class the config of a model holds: those of Sequential and Functional models."""
+    if type(model) is not keras.Sequential and type(model).__name__ != "Functional":
+        return []
+    return [inner for layer in model.layers for inner in (layer, *_in_config(layer))]
 
 
 def clone_with_weights(model):
@@ -85,10 +103,8 @@ def clone_with_weights(model):
     for source, target in zip(model.variables, clone.variables, strict=True):
         target.assign(source)
     for source, target in zip(flatten_layers(model), flatten_layers(clone), strict=True):
-        target.trainable = source.trainable  # of inner layers too, which come later and are put right then
         _copy_more_than_weights(source, target)
-    for source, target in zip(model.variables, clone.variables, strict=True):
-        target.trainable = source.trainable
+    copy_settings(model, clone)
     return clone
 
 

@@ -102,6 +102,39 @@ def _check_model_input(support_x, model):
         )
 
 
+def output_shape(model, support_x, compute_dtype):
+    """The shape of a model's predictions, nested as they are, `(None, ...)` each; builds a model that is not built.
+
+    Args:
+        model: the base model.
+        support_x: `(T, S, ...)`, nested as the model takes it.
+        compute_dtype: what floating point inputs are cast to.
+    """
+    if model.built and hasattr(model, "output_shape"):
+        return model.output_shape
+
+    def symbolic(tensor):
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        floating = keras.backend.is_float_dtype(dtype)
+        return keras.KerasTensor((None, *tensor.shape[2:]), compute_dtype if floating else dtype)
+
+    outputs = model(tf.nest.map_structure(symbolic, support_x))
+    if isinstance(outputs, keras.KerasTensor):
+        return tuple(outputs.shape)
+    return [tuple(output.shape) for output in tf.nest.flatten(outputs)]
+
+
+def values_of(variables, values=None):
+    """Tensors of the values of variables, or of the values given for them."""
+    values = [tf.convert_to_tensor(v) for v in (variables if values is None else values)]
+    if len(values) != len(variables):
+        raise ValueError(
+            f"`variables` must hold a value for each of the {len(variables)} trainable variables. Received: "
+            f"{len(values)} values."
+        )
+    return values
+
+
 def check_values(named, limits):
     """Refuses NaN, infinities and labels out of range, in tensors or arrays whose values are at hand.
 

@@ -70,6 +70,9 @@ class TaskLoss:
         sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy) or (
             getattr(named, "__name__", "") == "sparse_categorical_crossentropy"
         )
+        config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+        if config.get("axis", -1) != -1 or config.get("ignore_class") is not None:
+            return None
         return predictions_shape[-1] if sparse and isinstance(predictions_shape, tuple) else None
 
 

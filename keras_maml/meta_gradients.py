@@ -181,9 +181,11 @@ class Implicit(MetaGradient):
     def __call__(self, task, variables):
         scale = task.learner.loss_scale
         ((params, state),) = task.iterates(variables, stop_gradients=True)
-        value, gradient = value_and_gradients(
-            lambda values: task.loss(values, state, on="query"), params, scale
-        )
+        def query_loss(values):
+            # The moments that supports leave to queries depend on the parameters too.
+            return task.loss(values, task.settle(values, state), on="query")
+
+        value, gradient = value_and_gradients(query_loss, params, scale)
         loss, predictions, after = value
         right_side = [
             tf.zeros_like(p) if g is None else g for p, g in zip(params, gradient, strict=True)

@@ -13,7 +13,7 @@ from keras_maml.episode_model import EpisodeModel, Untracked
 from keras_maml.losses import TaskLoss
 from keras_maml.metrics import merge
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
-from keras_maml.selection import adapting_mask, split
+from keras_maml.selection import adapting_mask, check_names, fingerprint, split
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -35,7 +35,8 @@ class MetaModel(EpisodeModel):
 
     for T tasks, S support and Q query examples of a task. The loss of a task is `sum(weight * loss) / sum(weight)`,
     plus the model's regularisation losses at the adapted weights; tasks count equally. Rows of weight 0 reach no loss,
-    no metric and no batch moment.
+    no metric and no batch moment; `predict` and `call` take no weight for queries, whose padding enters transductive
+    moments there.
 
     Stock `BatchNormalization` uses the statistics of the examples in each call, in `fit` and in evaluation alike
     (transductive); `keras_maml.layers.BatchNormalization` offers other ways. Dropout is on in `fit` only, with masks of
@@ -82,6 +83,8 @@ class MetaModel(EpisodeModel):
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
         self._specs = Untracked({})
+        self._output_shape = None
+        self._jit_compile = "auto"
         if model.built:
             self._build_parts()
 
@@ -90,41 +93,38 @@ class MetaModel(EpisodeModel):
 
     def _build_parts(self):
         self.mask = adapting_mask(self.model, self.algorithm.layers)
-        self._trainable_ids = [id(v) for v in self.model.trainable_variables]
+        self._fingerprint = fingerprint(self.model)
         adapting = [v for v, adapts in zip(self.model.trainable_variables, self.mask, strict=True) if adapts]
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
-        halves, self._no_cut = (None, None) if all(self.mask) else split(self.model, self.mask)
-        self._halves = halves and Untracked(halves)
-        if self._no_cut:
-            warnings.warn(
-                f"Model '{self.model.name}' runs as a whole in every inner step, also the layers below those that "
-                f"adapt: {self._no_cut}. The numbers are the same.",
-                stacklevel=2,
-            )
         if self.meta_gradient.second_order:
             checks.prepare_second_order(self.model)
+        self._cut()
         self.built = True
+
+    def _cut(self):
+        halves, no_cut = (None, None) if all(self.mask) else split(self.model, self.mask)
+        self._halves = halves and Untracked((*halves, str(self.model.get_config())))
+        if no_cut:
+            warnings.warn(
+                f"Model '{self.model.name}' runs as a whole in every inner step, also the layers below those that "
+                f"adapt: {no_cut}.",
+                stacklevel=4,
+            )
 
     def _prepare(self, x, y=None, sample_weight=None):
         """Checks a batch of episodes, concrete or being traced, and builds from it what is not built yet."""
         inputs.check_shapes(x, y, sample_weight, self.model)
-        if not self.model.built:
-
-            def symbolic(tensor):
-                dtype = keras.backend.standardize_dtype(tensor.dtype)
-                floating = keras.backend.is_float_dtype(dtype)
-                return keras.KerasTensor((None, *tensor.shape[2:]), self.compute_dtype if floating else dtype)
-
+        if self._output_shape is None:
             with tf.init_scope():
-                self.model(tf.nest.map_structure(symbolic, x["support_x"]))
+                self._output_shape = inputs.output_shape(self.model, x["support_x"], self.compute_dtype)
         if not self.built or not hasattr(self, "mask"):
             with tf.init_scope():
                 self._build_parts()
-        if [id(v) for v in self.model.trainable_variables] != self._trainable_ids:
+        if fingerprint(self.model) != self._fingerprint:
             raise ValueError(
-                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they are "
-                f"not the {len(self.mask)} that it had when the MetaModel was made. Freeze layers first, then make the "
+                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they or "
+                "its frozen layers are not as when the MetaModel was made. Freeze layers first, then make the "
                 "MetaModel."
             )
         limits = {"support_y": self._label_limit(), "y": self._label_limit(self._task_loss)}
@@ -139,9 +139,11 @@ class MetaModel(EpisodeModel):
                 f"MetaModel '{self.name}' has no loss to adapt by. Call `compile(optimizer=..., loss=...)` first, or "
                 "pass `inner_loss=` to `MetaModel`."
             )
+        if self._halves is not None and self._halves.value[3] != str(self.model.get_config()):
+            self._cut()  # a layer was changed: a rate, an activation
         halves = None
         if self._halves is not None:
-            clone, body, tail = self._halves.value
+            clone, body, tail, _ = self._halves.value
             halves = PureModel(body, clone), PureModel(tail, clone)
         own = {id(v) for v in self.model.trainable_variables}
         return Learner(
@@ -163,8 +165,7 @@ class MetaModel(EpisodeModel):
 
     def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False):
         """See `batches.run_tasks`."""
-        if variables is None:
-            variables = [tf.convert_to_tensor(v) for v in self.trainable_variables]
+        variables = inputs.values_of(self.trainable_variables, variables)
         learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
         return run_tasks(
             learner,
@@ -178,11 +179,12 @@ class MetaModel(EpisodeModel):
         )
 
     def _mapping_for(self, variables):
-        if self._mapping is None:
-            return task_mapping.Parallel() if tf.executing_eagerly() else task_mapping.choose(self.model, variables)[0]
-        if isinstance(self._mapping, task_mapping.Vectorized) and task_mapping.rough_under_xla(self.model):
-            return task_mapping.Vectorized(jit_compile=False)
-        return self._mapping
+        mapping = self._mapping or task_mapping.choose(self.model, variables)[0]
+        if self._mapping is None and tf.executing_eagerly():
+            return task_mapping.Parallel()
+        if self._jit_compile is False or task_mapping.rough_under_xla(self.model):
+            return mapping.without_xla()
+        return mapping
 
     def explain_task_mapping(self):
         """Which mapping runs the tasks of a batch in compiled steps, and why."""
@@ -278,7 +280,7 @@ class MetaModel(EpisodeModel):
             x: the dict of the class docstring.
             y: `(T, Q, ...)`.
             sample_weight: `(T, Q)` or `None`.
-            variables: values to take in place of those of `trainable_variables`, or `None`.
+            variables: values to take in place of those of `trainable_variables`, arrays or tensors, or `None`.
 
         Returns:
             `(loss, predictions, gradients)`: the mean of the tasks' losses, `(T, Q, ...)`, and a list aligned with
@@ -347,11 +349,13 @@ class MetaModel(EpisodeModel):
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
 
-        `jit_compile="auto"` stays off for models with max-pooling, whose second derivatives XLA rounds to bfloat16.
+        `jit_compile="auto"` compiles what `explain_task_mapping` says, `False` nothing. It stays off for models with
+        max-pooling, whose second derivatives XLA rounds to bfloat16.
         """
         bound = inspect.signature(super().compile).bind(*args, **kwargs)
         arguments = bound.arguments
         task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
+        self._jit_compile = arguments.get("jit_compile", "auto")
         second_order = self.meta_gradient.second_order
         arguments["jit_compile"] = checks.jit_compile(self.model, arguments.get("jit_compile", "auto"), second_order)
         super().compile(*bound.args, **bound.kwargs)
@@ -367,7 +371,7 @@ class MetaModel(EpisodeModel):
 
     def _label_limit(self, loss=None):
         loss = loss or self._inner_task_loss or self._task_loss
-        return loss and loss.label_limit(getattr(self.model, "output_shape", None) if self.model.built else None)
+        return loss and loss.label_limit(self._output_shape)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of given predictions, `(T, Q, ...)`, all queries taken for one task; no regularisation losses."""
@@ -376,6 +380,7 @@ class MetaModel(EpisodeModel):
 
     def get_config(self):
         mapping = self.task_mapping
+        check_names(self.model, self.algorithm.layers)
         return {
             "model": keras.saving.serialize_keras_object(self.model),
             "algorithm": keras.saving.serialize_keras_object(self.algorithm),

@@ -5,6 +5,8 @@ import difflib
 
 import keras
 
+from keras_maml.layers import statistics_of
+
 
 @keras.saving.register_keras_serializable("keras_maml")
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,20 @@ def adapting_mask(model, layers):
     return mask
 
 
+def check_names(model, layers):
+    """Raises `ValueError` if a member of `layers` is an object whose name, all that a file can hold, is not unique."""
+    members = layers.layers if isinstance(layers, Exclude) else layers if isinstance(layers, tuple) else (layers,)
+    for member in members:
+        if isinstance(member, keras.layers.Layer):
+            _find(model, member.name)
+
+
+def fingerprint(model):
+    """What must not change after a `MetaModel` is made: its trainable variables and whose moments layers use."""
+    norms = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    return [id(v) for v in model.trainable_variables], [statistics_of(layer) for layer in norms]
+
+
 def _variables_of(model, members):
     found = set()
     for member in members:
@@ -179,7 +195,14 @@ def split(model, mask):
         i for i, layer in enumerate(layers) if adapting & {id(v) for v in layer.trainable_variables}
     )
     if not any(layer.weights for layer in layers[:first]):
+        if any(id(v) not in adapting for v in layers[first].trainable_variables) and hasattr(layers[first], "layers"):
+            return None, f"the cut would lie inside the nested model '{layers[first].name}'"
         return None, None
+    for layer in layers[:first]:
+        for inner in flatten_layers(layer):
+            normalises = isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
+            if normalises and statistics_of(inner) == "moving":
+                return None, f"layer '{inner.name}' learns its moving statistics in every step"
     if any(seed_variables(layer) for layer in layers[:first]):
         return None, "a layer below the first adapting one draws random numbers, anew in every step"
     for layer in flatten_layers(model):
@@ -189,6 +212,7 @@ def split(model, mask):
         clone = keras.models.clone_model(model)
         if [v.shape for v in clone.variables] != [v.shape for v in model.variables]:
             return None, "a clone of the model has other weights, so a layer's `get_config` is not complete"
+        copy_settings(model, clone)
         cut = clone.layers[first].input
         if not isinstance(cut, keras.KerasTensor):
             return None, f"layer '{layers[first].name}' has several inputs"
@@ -199,6 +223,16 @@ def split(model, mask):
     except Exception as error:  # whatever a layer's own configuration raises: the whole model is right, only slower
         return None, f"no cut before layer '{layers[first].name}': {' '.join(str(error).split())}"
     return (clone, body, tail), None
+
+
+def copy_settings(model, clone):
+    """Gives a clone what configurations do not hold: what is frozen, and whether recurrent layers may use cuDNN."""
+    for source, target in zip(flatten_layers(model), flatten_layers(clone), strict=True):
+        target.trainable = source.trainable  # of inner layers too, which come later and are put right then
+        if hasattr(source, "use_cudnn"):
+            target.use_cudnn = source.use_cudnn
+    for source, target in zip(model.variables, clone.variables, strict=True):
+        target.trainable = source.trainable
 
 
 def _is_functional(model):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_maml.selection import flatten_layers
 
-MOST_STACKED_WEIGHTS = 1_000_000
+MOST_STACKED_WEIGHTS = 100_000
 _KINDS = (
     *("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
     *("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"),
@@ -40,6 +40,10 @@ class TaskMapping:
             `(stacked, averaged)`: `(T, ...)` each, and means over the tasks. The mean of no task is 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `__call__`.")
+
+    def without_xla(self):
+        """The same mapping without XLA: itself, unless it compiles something by itself."""
+        return self
 
     def get_config(self):
         return {}
@@ -126,14 +130,28 @@ class Vectorized(TaskMapping):
         if self.jit_compile and not tf.executing_eagerly():
             # Inside a graph this is traced once; called eagerly it would be compiled anew every time.
             mapped = tf.function(mapped, jit_compile=True, autograph=False)
-        return mapped(episodes)
+        first = tf.nest.flatten(episodes)[0]
+        if first.shape[0]:
+            return mapped(episodes)
+
+        def of_no_task():
+            def zeros(spec, *axes):
+                return tf.zeros([*axes, *(1 if d is None else d for d in spec.shape)], spec.dtype)
+
+            return tf.nest.map_structure(lambda spec: zeros(spec, 0), specs[0]), tf.nest.map_structure(zeros, specs[1])
+
+        # A replica may have no task of a last batch, and a vectorised loop over nothing has no shapes.
+        return tf.cond(tf.shape(first)[0] > 0, lambda: mapped(episodes), of_no_task)
+
+    def without_xla(self):
+        return Vectorized(jit_compile=False)
 
     def get_config(self):
         return {"jit_compile": self.jit_compile}
 
 
 def choose(model, variables):
-    """The mapping for a model on this machine, and the reason.
+    """The mapping for a model, and the reason. It was measured on CPUs; on a GPU it is the same.
 
     Args:
         model: a built Keras model.
@@ -150,6 +168,9 @@ def choose(model, variables):
         )
     if any(type(layer).__module__.split(".")[0] not in ("keras", "keras_maml") for layer in flatten_layers(model)):
         return Parallel(), "the model has layers of its own, of which it is not known whether they vectorise"
+    unfit = [layer.name for layer in flatten_layers(model) if not getattr(layer, "supports_jit", True)]
+    if unfit:
+        return Parallel(), f"XLA cannot compile layer '{unfit[0]}'"
     if weights > MOST_STACKED_WEIGHTS:
         return Parallel(), f"{weights:,} weights: a stack of their gradients, one for each task, costs memory"
     return Vectorized(), f"dense layers with {weights:,} weights: one op for all tasks beats one for each"

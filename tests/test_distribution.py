@@ -36,11 +36,11 @@ norm = keras_maml.layers.BatchNormalization
 moving = lambda: keras_maml.layers.BatchNormalization("moving")
 # algorithm, normalisation of a convolutional model or `None` for a dense one, tasks in batches of 4
 cases = {
-    "stock normalisation, Unrolled": (keras_maml.MAML(0.1, 2), layers.BatchNormalization, 12),
+    "stock normalisation, Unrolled": (keras_maml.MAML(0.1, 1), layers.BatchNormalization, 12),
     "moving statistics, weights": (keras_maml.FOMAML(0.1, 1), moving, 12),
     "ParameterDifference": (keras_maml.Reptile(0.1, 2), layers.ReLU, 12),
-    "Implicit": (keras_maml.IMAML(0.1, 2), layers.ReLU, 12),
-    "MetaSGD, vectorized": (keras_maml.MetaSGD(0.1, 1), None, 11),
+    "Implicit": (keras_maml.IMAML(0.1, 1, iterations=2), layers.ReLU, 12),
+    "MetaSGD, vectorized": (keras_maml.MetaSGD(0.1, 1), None, 9),
     "last batch of 3": (keras_maml.FOMAML(0.1, 1), moving, 11),
     "last batch of 1": (keras_maml.FOMAML(0.1, 1), moving, 9),
 }

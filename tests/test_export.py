@@ -112,7 +112,8 @@ class Subclassed(keras.Model):
         super().__init__(**kwargs)
         self.units, self.statistics = units, statistics
         self.hidden = layers.Dense(units)
-        self.norm = keras_maml.layers.BatchNormalization(statistics)
+        stock = statistics is None
+        self.norm = layers.BatchNormalization() if stock else keras_maml.layers.BatchNormalization(statistics)
         self.drop = layers.Dropout(0.5)
         self.head = layers.Dense(WAYS)
 
@@ -478,6 +479,30 @@ def test_learner_is_saved_and_fine_tuned_by_itself(tmp_path):
         # Neither adaptation nor fine-tuning reaches the base model.
         for variable, value in zip(meta_model.variables, before, strict=True):
             np.testing.assert_array_equal(variable, value)
+
+
+def test_learner_of_a_subclassed_model_is_saved(tmp_path, recwarn):
+    episode = task((4,))
+    for kind in keras_maml.layers.STATISTICS:
+        learner = compiled(Subclassed(statistics=kind)).adapt(episode["support_x"], episode["support_y"])
+        learner.save(tmp_path / "learner.keras")
+        restored = keras.saving.load_model(tmp_path / "learner.keras")
+        np.testing.assert_allclose(restored(episode["query_x"]), learner(episode["query_x"]), rtol=1e-5, atol=1e-5)
+    assert not [w for w in recwarn if "learner" in str(w.message)]
+
+
+def test_learner_that_a_file_would_not_hold_warns():
+    episode = task((4,))
+    wrapped = keras.Sequential([keras.Input((4,)), Subclassed(statistics=None, name="inner")])
+    for model in (Subclassed(statistics=None), wrapped):
+        meta_model = compiled(model)
+        with pytest.warns(UserWarning, match="BatchNormalization` in that constructor"):
+            learner = meta_model.adapt(episode["support_x"], episode["support_y"])
+        np.testing.assert_allclose(learner(episode["query_x"]), meta_model(one_batch(episode))[0], rtol=1e-5, atol=1e-5)
+    nested = keras.Sequential([keras.Input(SHAPE), conv()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled(nested).adapt(task()["support_x"], task()["support_y"])
 
 
 def test_steps():

@@ -56,6 +56,12 @@ def test_shapes_that_do_not_fit_together(changes, message):
         check_shapes(parts, y)
 
 
+def test_one_task_without_a_task_axis():
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"`support_y` needs a task axis and an example axis, \(tasks, exam"):
+        check_shapes({name: value[0] for name, value in x.items()}, y[0])
+
+
 def test_what_is_no_dict():
     x, y = batch()
     with pytest.raises(ValueError, match="Received: a tuple. Episode datasets of `keras_maml.episodes` have this form"):
