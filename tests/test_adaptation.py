@@ -552,8 +552,8 @@ def test_nothing_is_dropped_at_evaluation_and_no_seed_is_written():
 
 
 def test_a_penalty_counts_once_whatever_ids_its_layers_remember():
-    # Keras tells whose a loss is by the `id` of its tensor. Two activity penalties of 0.5 * 2^2 / 1 example and a weight
-    # penalty of 0.5 * 1: 4.5, also where each layer believes that it made both.
+    # Keras tells whose a loss is by the `id` of its tensor. Two activity penalties of 0.5 * 2^2 for one example and a
+    # weight penalty of 0.5 * 1: 4.5, also where each layer believes that it made both.
     class Every(set):
         def __contains__(self, item):
             return True

@@ -76,3 +76,18 @@ def test_max_pooling_stays_out_of_xla():
     assert checks.jit_compile(model, "auto", second_order=True) is False
     assert checks.jit_compile(model, "auto", second_order=False) == "auto"
     assert checks.jit_compile(image_model(layers.Conv2D(1, 3)), "auto", second_order=True) == "auto"
+
+
+@keras.saving.register_keras_serializable("tests")
+class Noisy(layers.Layer):
+    """Draws from Keras's global seed generator: the same numbers in every step and task."""
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x))
+
+
+def test_layers_on_the_global_seed_generator_are_named():
+    meta_model = keras_maml.MetaModel(image_model(Noisy()), keras_maml.MAML(steps=1))
+    meta_model.compile(loss="mse")
+    with pytest.warns(UserWarning, match="global seed generator"):
+        meta_model.meta_gradients(EPISODE, tf.ones((1, 2, 1)))

@@ -362,6 +362,8 @@ def below(*layers):
         (subclassed, "c", "a subclassed model cannot be cut"),
         (below(Dense(3), keras.layers.Dropout(0.5)), "c", "draws random numbers"),
         (below(Dense(3), keras.layers.Normalization(name="n")), "c", "layer 'n' learns more than weights"),
+        (below(Dense(3), keras_maml.layers.BatchNormalization("moving", name="n")), "c", "'n' learns its moving stat"),
+        (nested, lambda variable: "encoder/a" not in variable.path, "cut would lie inside the nested model 'encoder'"),
         (below(Incomplete(5)), "c", "`get_config` is not complete"),
         (below(Refusing(3)), "c", "no cut before layer 'c': .*no configuration"),
         (two_branches, ["b", "c"], "no cut before layer 'b'"),
@@ -380,6 +382,16 @@ def test_models_that_cannot_be_cut_run_whole(make, layers, reason):
     assert len(told) == (reason is not None) and all(why in message for message in told)
     assert meta_model._halves is None
     meta_model.meta_gradients(*episodes())
+
+
+def test_a_setting_that_is_changed_later_counts():
+    x, _ = episodes()
+    model = three_layers()
+    cut, whole = compiled(model, "c"), compiled(model, "c", whole=True)
+    before = cut(x)
+    model.layers[0].activation = keras.activations.tanh
+    assert cut._halves is not None and not np.allclose(cut(x), before)
+    np.testing.assert_allclose(cut(x), whole(x), rtol=1e-5, atol=1e-6)
 
 
 def test_features_of_an_adapted_preprocessing_layer():

@@ -122,6 +122,8 @@ def compiled(base, mapping, **kwargs):
 
 
 def test_mappings_give_the_same_numbers():
+    # Several steps of fit: the rounding of float32, which differs under XLA, grows with each.
+    keras.utils.set_random_seed(0)
     base = model(keras.layers.BatchNormalization())
     start = base.get_weights()
     results = []
@@ -132,7 +134,7 @@ def test_mappings_give_the_same_numbers():
         results.append((list(history.values()), meta_model.predict(Batches(), verbose=0), meta_model.get_weights()))
     for result in results[1:]:
         for actual, expected in zip(tf.nest.flatten(result), tf.nest.flatten(results[0]), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_masks_are_the_same_in_every_mapping():
