@@ -122,8 +122,9 @@ class Vectorized(TaskMapping):
     def __call__(self, function, episodes, specs):
         def mapped(episodes):
             tasks = tf.shape(tf.nest.flatten(episodes)[0])[0]
+            # Without its warnings: it has one for every random op that it runs in a loop.
             stacked, averaged = tf.vectorized_map(
-                lambda pair: function(*pair), (episodes, tf.range(tasks))
+                lambda pair: function(*pair), (episodes, tf.range(tasks)), warn=False
             )
             return stacked, tf.nest.map_structure(lambda values: tf.reduce_mean(values, 0), averaged)
 
