@@ -26,7 +26,7 @@ import keras_maml
 # Inner learning rates for a mean cross-entropy, inner steps in training and in evaluation. The reference sums its loss
 # over the ways * shots supports, so that its rates of 0.4 and 0.1 would be 2.0 here: too much for short training.
 SETTINGS = {
-    "maml": (keras_maml.MAML, {5: (0.4, 1, 3), 20: (0.4, 3, 5)}),
+    "maml": (keras_maml.MAML, {5: (0.4, 1, 3), 20: (0.4, 1, 3)}),
     "fomaml": (keras_maml.FOMAML, {5: (0.5, 3, 5), 20: (0.5, 5, 5)}),
     "reptile": (keras_maml.Reptile, {5: (0.1, 10, 20), 20: (0.1, 10, 20)}),
     "metasgd": (keras_maml.MetaSGD, {5: (1.0, 1, 1), 20: (1.0, 1, 1)}),

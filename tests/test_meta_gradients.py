@@ -122,8 +122,8 @@ def test_implicit_solves_the_linear_system_of_the_hessian():
 @pytest.mark.parametrize("statistics", ["batch", "support"])
 def test_implicit_agrees_with_finite_differences_at_the_minimum(statistics):
     # Strength 5 and steps of 0.05 contract the distance to the minimum to 0.75 a step or less, where the curvature of
-    # the loss is below 30: 150 steps reach it to 1e-18. There the implicit gradient is the derivative of the whole. With
-    # "support" moments, the queries depend on the adapted weights through the supports too.
+    # the loss is below 30: 150 steps reach it to 1e-18. There the implicit gradient is the derivative of the whole.
+    # With "support" moments, the queries depend on the adapted weights through the supports too.
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
