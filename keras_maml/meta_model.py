@@ -84,7 +84,7 @@ class MetaModel(EpisodeModel):
         self._task_loss = None
         self._specs = Untracked({})
         self._output_shape = None
-        self._jit_compile = "auto"
+        self._jit_compile_asked = "auto"  # `_jit_compile` is Keras's own, where "auto" has become a bool
         if model.built:
             self._build_parts()
 
@@ -94,6 +94,7 @@ class MetaModel(EpisodeModel):
     def _build_parts(self):
         self.mask = adapting_mask(self.model, self.algorithm.layers)
         self._fingerprint = fingerprint(self.model)
+        self._output_shape = getattr(self.model, "output_shape", self._output_shape)
         adapting = [v for v, adapts in zip(self.model.trainable_variables, self.mask, strict=True) if adapts]
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
@@ -182,7 +183,7 @@ class MetaModel(EpisodeModel):
         mapping = self._mapping or task_mapping.choose(self.model, variables)[0]
         if self._mapping is None and tf.executing_eagerly():
             return task_mapping.Parallel()
-        if self._jit_compile is False or task_mapping.rough_under_xla(self.model):
+        if self._jit_compile_asked is False or task_mapping.rough_under_xla(self.model):
             return mapping.without_xla()
         return mapping
 
@@ -355,7 +356,7 @@ class MetaModel(EpisodeModel):
         bound = inspect.signature(super().compile).bind(*args, **kwargs)
         arguments = bound.arguments
         task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
-        self._jit_compile = arguments.get("jit_compile", "auto")
+        self._jit_compile_asked = arguments.get("jit_compile", "auto")
         second_order = self.meta_gradient.second_order
         arguments["jit_compile"] = checks.jit_compile(self.model, arguments.get("jit_compile", "auto"), second_order)
         super().compile(*bound.args, **bound.kwargs)

@@ -174,7 +174,7 @@ def frozen_layers():
 class Case:
     """A model, and the ways that TensorFlow can run it; XLA, which compiles for seconds, once for each kind of layer.
 
-    `draws`: XLA draws other random numbers than eager TensorFlow, so that each way has an objective of its own.
+    `draws`: XLA draws other random numbers than TensorFlow without it, and so has an objective of its own.
     `padded`: the last support of the first task and the first query of the second have weight 0.
     """
 
@@ -197,7 +197,7 @@ CASES = {
     "embedding": Case(embedding),
     "mask": Case(masked_embedding_and_lstm, ("graph", "eager")),
     "attention": Case(attention),
-    "dropout": Case(dropout, draws=True),
+    "dropout": Case(dropout, ("graph", "eager", "vectorized", "xla"), draws=True),
     "shared layer": Case(shared_layer, WITHOUT_XLA),
     "nested model": Case(nested_model),
     "subclassed model": Case(subclassed_model, WITHOUT_XLA),
@@ -278,6 +278,11 @@ def given(case):
     return model, episodes(model, generator, case.padded)
 
 
+def compiles_with_xla(concrete_function):
+    library = concrete_function.graph.as_graph_def().library
+    return any(function.attr["_XlaMustCompile"].b for function in library.function)
+
+
 def check(case, algorithm, ways):
     model, data = given(case)
     losses, expected = [], None
@@ -286,7 +291,10 @@ def check(case, algorithm, ways):
         objective, values = objective_of(model, algorithm, mapping, data)
         directions = directions_of(values)
         step = wrap(objective)
-        if expected is None or case.draws:
+        if way == "vectorized, xla":
+            assert compiles_with_xla(step.get_concrete_function(values))
+        own = case.draws and "xla" in way
+        if expected is None or own:
             # The slopes of one way serve all that have the same objective: that losses are equal is checked.
             expected = slopes(step, values, directions)
         loss, gradients = step(values)
@@ -295,9 +303,9 @@ def check(case, algorithm, ways):
         # The absolute part is for gradients that are zero, as that of a bias before a normalisation.
         along = derivatives(gradients, directions)
         np.testing.assert_allclose(along, expected, rtol=1e-5, atol=1e-7 * largest, err_msg=way)
-        losses.append(float(loss))
-    if not case.draws:
-        np.testing.assert_allclose(losses, losses[0], rtol=1e-10)
+        if not own:
+            losses.append(float(loss))
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)
