@@ -6,7 +6,8 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_maml import algorithms, checks, export, inputs, task_mapping
+from keras_maml import algorithms, checks, export, inputs
+from keras_maml import task_mapping as task_mappings
 from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.batches import run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
@@ -79,7 +80,7 @@ class MetaModel(EpisodeModel):
             trainable=False,
             aggregation="only_first_replica",
         )
-        self._mapping = _task_mapping(task_mapping)
+        self._mapping = task_mappings.get(task_mapping)
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
         self._specs = Untracked({})
@@ -124,9 +125,8 @@ class MetaModel(EpisodeModel):
                 self._build_parts()
         if fingerprint(self.model) != self._fingerprint:
             raise ValueError(
-                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they or "
-                "its frozen layers are not as when the MetaModel was made. Freeze layers first, then make the "
-                "MetaModel."
+                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they or its "
+                "frozen layers are not as when the MetaModel was made. Freeze layers first, then make the MetaModel."
             )
         limits = {"support_y": self._label_limit(), "y": self._label_limit(self._task_loss)}
         inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, limits)
@@ -180,12 +180,11 @@ class MetaModel(EpisodeModel):
         )
 
     def _mapping_for(self, variables):
-        mapping = self._mapping or task_mapping.choose(self.model, variables)[0]
+        mapping = self._mapping or task_mappings.choose(self.model, variables)[0]
         if self._mapping is None and tf.executing_eagerly():
-            return task_mapping.Parallel()
-        if self._jit_compile_asked is False or task_mapping.rough_under_xla(self.model):
-            return mapping.without_xla()
-        return mapping
+            return task_mappings.Parallel()
+        without_xla = self._jit_compile_asked is False or task_mappings.rough_under_xla(self.model)
+        return mapping.without_xla() if without_xla else mapping
 
     def explain_task_mapping(self):
         """Which mapping runs the tasks of a batch in compiled steps, and why."""
@@ -193,7 +192,7 @@ class MetaModel(EpisodeModel):
             return f"{type(self._mapping).__name__}: chosen by `task_mapping`."
         if not self.model.built:
             return "Not chosen yet: the model is built with the first episode."
-        mapping, reason = task_mapping.choose(self.model, self.trainable_variables)
+        mapping, reason = task_mappings.choose(self.model, self.trainable_variables)
         return f"{type(mapping).__name__}: {reason}."
 
     def call(self, inputs, training=None):
@@ -300,8 +299,8 @@ class MetaModel(EpisodeModel):
                 result = self.meta_gradient(task, variables)
             except LookupError as error:
                 raise ValueError(
-                    f"An operation of model '{self.model.name}' has no second derivative in TensorFlow: {error}. Use a "
-                    "first-order algorithm, such as `keras_maml.FOMAML()`, or another layer."
+                    f"An operation of model '{self.model.name}' has no second derivative in TensorFlow: {error}. Use "
+                    "another layer, or a first-order algorithm such as `keras_maml.FOMAML()`."
                 ) from error
             pairs = list(zip(self.trainable_variables, result.gradients, strict=True))
             missing = [v.path for v, g in pairs if g is None]
@@ -356,9 +355,8 @@ class MetaModel(EpisodeModel):
         bound = inspect.signature(super().compile).bind(*args, **kwargs)
         arguments = bound.arguments
         task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
-        self._jit_compile_asked = arguments.get("jit_compile", "auto")
-        second_order = self.meta_gradient.second_order
-        arguments["jit_compile"] = checks.jit_compile(self.model, arguments.get("jit_compile", "auto"), second_order)
+        asked = self._jit_compile_asked = arguments.get("jit_compile", "auto")
+        arguments["jit_compile"] = checks.jit_compile(self.model, asked, self.meta_gradient.second_order)
         super().compile(*bound.args, **bound.kwargs)
         self._task_loss = task_loss
         if self._before is not None:
@@ -395,9 +393,6 @@ class MetaModel(EpisodeModel):
     def from_config(cls, config, custom_objects=None):
         with keras.saving.custom_object_scope(custom_objects or {}):
             return cls(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})
-
-
-_task_mapping = task_mapping.get
 
 
 def _copy(part):

@@ -220,7 +220,7 @@ def test_loss_scale_saves_small_gradients_of_float16():
 # -------------------------------------------------------------------------------------------- cutting the model in two
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_adaptation")
 class Counted(layers.Dense):
     """A Dense layer that counts its calls, those of its clones too."""
 
@@ -446,7 +446,7 @@ def test_models_that_are_not_cut_adapt_all_the_same(name):
 # --------------------------------------------------------------------------------------------------------- dropout
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_adaptation")
 class Recorded(layers.Dropout):
     """Dropout that keeps the masks of its eager calls: what of each row, never zero, is still there."""
 

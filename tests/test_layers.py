@@ -16,7 +16,7 @@ import keras_maml
 from keras_maml.layers import BatchNormalization, adaptation_scope, exact_moments, statistics_of
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_layers")
 class Scale(layers.Layer):
     """`scale * x`, one meta-learned weight that starts at 1."""
 
