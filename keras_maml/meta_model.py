@@ -125,7 +125,7 @@ class MetaModel(EpisodeModel):
                 self._build_parts()
         if fingerprint(self.model) != self._fingerprint:
             raise ValueError(
-                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they or its "
+                f"Model '{self.model.name}' has {len(self.model.trainable_variables)} trainable weights, and they or "
                 "frozen layers are not as when the MetaModel was made. Freeze layers first, then make the MetaModel."
             )
         limits = {"support_y": self._label_limit(), "y": self._label_limit(self._task_loss)}

@@ -203,7 +203,7 @@ def split(model, mask):
             normalises = isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
             if normalises and statistics_of(inner) == "moving":
                 return None, f"layer '{inner.name}' learns its moving statistics in every step"
-    if any(seed_variables(layer) for layer in layers[:first]):
+    if any(_draws(inner) for layer in layers[:first] for inner in flatten_layers(layer)):
         return None, "a layer below the first adapting one draws random numbers, anew in every step"
     for layer in flatten_layers(model):
         if hasattr(layer, "adapt"):
@@ -223,6 +223,12 @@ def split(model, mask):
     except Exception as error:  # whatever a layer's own configuration raises: the whole model is right, only slower
         return None, f"no cut before layer '{layers[first].name}': {' '.join(str(error).split())}"
     return (clone, body, tail), None
+
+
+def _draws(layer):
+    """Whether a layer draws random numbers; recurrent layers of Keras have a seed generator without dropout too."""
+    rates = [getattr(layer, name, None) for name in ("dropout", "recurrent_dropout")]
+    return bool(layer._seed_generators) and not all(rate == 0 for rate in rates)
 
 
 def copy_settings(model, clone):

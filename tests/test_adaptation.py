@@ -292,6 +292,7 @@ CUTS = {
     ),
     "batch": (lambda: normalised("batch"), "head", {"weighted": True}),
     "support": (lambda: normalised("support"), "head", {"weighted": True}),
+    "a recurrent body": (lambda: body(layers.LSTM(3), shape=(4, 3)), "head", {"x_shape": (4, 3)}),
     "support, above the cut": (
         lambda: body(layers.Dense(4), layers.Dense(4, name="neck"), keras_maml.layers.BatchNormalization("support")),
         "neck",

@@ -93,7 +93,7 @@ ALGORITHMS = {
     "list of layers": Algorithm(SGD(), Unrolled(), 1, layers=["hidden", "head"]),
     "all but some": Algorithm(SGD(), FirstOrder(), 1, layers=keras_maml.exclude("hidden")),
     "predicate": Algorithm(
-        SGD(), Unrolled(), 1, layers=keras.saving.register_keras_serializable("tests")(adapting_bias)
+        SGD(), Unrolled(), 1, layers=keras.saving.register_keras_serializable("test_algorithms")(adapting_bias)
     ),
 }
 

@@ -78,7 +78,7 @@ def test_max_pooling_stays_out_of_xla():
     assert checks.jit_compile(image_model(layers.Conv2D(1, 3)), "auto", second_order=True) == "auto"
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_checks")
 class Noisy(layers.Layer):
     """Draws from Keras's global seed generator: the same numbers in every step and task."""
 

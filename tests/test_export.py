@@ -106,7 +106,7 @@ def nested_task(seed=0):
     return {"support_x": x(6), "support_y": y, "query_x": x(9)}
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_export")
 class Subclassed(keras.Model):
     def __init__(self, units=4, statistics="support", **kwargs):
         super().__init__(**kwargs)
@@ -590,14 +590,15 @@ def test_nothing_is_left_of_learners():
     def count():
         gc.collect()
         kinds = (keras.Variable, keras.layers.Layer, keras.KerasTensor, tf.Tensor, tf.Variable, tf.Graph)
-        return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+        # By `type`: to ask some of the objects of a long run for their `__class__` is an error.
+        return sum(issubclass(type(thing), kinds) for thing in gc.get_objects())
 
     def adapt(times):
         for _ in range(times):
             meta_model.adapt(episode["support_x"], episode["support_y"])
         return count()
 
-    assert adapt(2) == adapt(3)
+    assert adapt(2) >= adapt(3)
 
 
 def test_divergence_is_refused():
@@ -618,13 +619,13 @@ class WithoutConfig(keras.Model):
         return self.head(self.function(x))
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_export")
 class HalfConfig(Subclassed):
     def get_config(self):
         return {"name": self.name}
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_export")
 class LayersInConfig(WithoutConfig):
     def get_config(self):
         return {"function": self.function}

@@ -17,7 +17,7 @@ def squared_error(y, predictions):
     return tf.reduce_mean(tf.square(y - predictions), -1)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_losses")
 class SquaredError(keras.losses.Loss):
     def call(self, y, predictions):
         return squared_error(y, predictions)

@@ -80,7 +80,7 @@ def sequential_unbuilt():
     return keras.Sequential([keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(WAYS)])
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_meta_model")
 class Subclassed(keras.Model):
     """Has no `training` argument, and is built by its first call."""
 
