@@ -25,7 +25,7 @@ import keras_maml
 
 # Inner learning rates for a mean cross-entropy, inner steps in training and in evaluation. The reference sums its loss
 # over the ways * shots supports, so that its rates of 0.4 and 0.1 would be 2.0 here: too much for short training.
-# Those of MAML at 5 ways were compared (see README.md here); the others are starting points.
+# Those of MAML at 5 ways were compared (see README.md here); the others are untuned starting points.
 SETTINGS = {
     "maml": (keras_maml.MAML, {5: (0.4, 1, 3), 20: (0.4, 1, 3)}),
     "fomaml": (keras_maml.FOMAML, {5: (0.5, 3, 5), 20: (0.5, 5, 5)}),
