@@ -33,7 +33,7 @@ from keras_maml.meta_gradients import (
     ParameterDifference,
     Unrolled,
 )
-from keras_maml.selection import Exclude, Head, exclude, layer_reference
+from keras_maml.selection import Head, exclude, layer_reference
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -168,6 +168,3 @@ def get(algorithm):
     raise ValueError(
         f"`algorithm` must be an `Algorithm` or one of {sorted(PRESETS)}. Received: algorithm={algorithm!r}.{hint}"
     )
-
-
-__all__ = ["Algorithm", "Exclude", "get", *(preset.__name__ for preset in PRESETS.values())]

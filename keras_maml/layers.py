@@ -3,7 +3,8 @@
 Two things about stock Keras normalisation are wrong inside an inner loop:
 
 - `tf.nn.moments`, behind Keras's `BatchNormalization` and `GroupNormalization`, stops the gradient at the mean. That
-  is right to first order, and silently wrong to second order: 20 to 170 % error of a MAML meta-gradient.
+  is right to first order, and silently wrong to second order: 7 to 62 % error of the unrolled meta-gradients
+  of a four-layer convolutional net.
 - one `training` flag decides both about dropout and about batch or moving statistics, and an evaluation of a
   few-shot learner wants batch statistics without dropout.
 

@@ -152,7 +152,7 @@ class Vectorized(TaskMapping):
 
 
 def choose(model, variables):
-    """The mapping for a model, and the reason. It was measured on CPUs; on a GPU it is the same.
+    """The mapping for a model, and the reason. The choice is one for CPUs; on a GPU it is the same, unmeasured.
 
     Args:
         model: a built Keras model.

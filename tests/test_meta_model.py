@@ -287,6 +287,7 @@ def test_no_warnings_in_ordinary_use():
             meta_model.fit(x, y, validation_data=(x, y), verbose=0)
             meta_model.fit(Batches((2, 2)), verbose=0)
             meta_model.summary(print_fn=lambda line: None)
+            assert int(meta_model.optimizer.iterations) == int(meta_model.outer_step) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -584,6 +585,7 @@ def test_backup_of_a_model_that_is_not_built(tmp_path):
     x, y = episodes()
     meta_model = compiled(sequential_unbuilt(), run_eagerly=True)
     meta_model.fit(x, y, epochs=2, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    assert meta_model.model.built and int(meta_model.outer_step) == 2
 
 
 # ----------------------------------------------------------------------------------------------------------- precision
@@ -759,7 +761,8 @@ def test_labels_out_of_range(model):
 
 def test_labels_are_checked_by_the_loss_that_takes_them():
     x, y = bad(support_y=lambda y: y[..., np.newaxis] + 0.0, y=lambda y: y[..., np.newaxis] + 7.5)
-    compiled(dense(), loss="mse", inner_loss=LOGITS).meta_gradients(x, y)
+    loss, _, _ = compiled(dense(), loss="mse", inner_loss=LOGITS).meta_gradients(x, y)
+    assert np.isfinite(loss)
 
 
 def test_nan():
