@@ -28,6 +28,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_maml.second_derivatives import batch_normalization, max_pooling
+
 STATISTICS = ("batch", "support", "moving")
 
 
@@ -208,19 +210,11 @@ def _fusable(layer, x):
 
 
 def _fused(layer, x):
-    """One op where the composite makes several passes over memory; right to second order through its first output."""
+    """One op where the composite makes several passes over memory."""
     channels = x.shape[-1]
     gamma = tf.ones([channels]) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
     beta = tf.zeros([channels]) if layer.beta is None else tf.convert_to_tensor(layer.beta)
-    return tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=tf.cast(gamma, tf.float32),
-        offset=tf.cast(beta, tf.float32),
-        mean=tf.zeros([0]),
-        variance=tf.zeros([0]),
-        epsilon=layer.epsilon,
-        is_training=True,
-    ).y
+    return batch_normalization(x, tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32), layer.epsilon)
 
 
 def exact_moments(x, axes, shift=None, keepdims=False, name=None):
@@ -278,11 +272,24 @@ def _route_bias_add(stock):
     return bias_add
 
 
+def _route_max_pool(stock):
+    @functools.wraps(stock)
+    def max_pool(input, ksize, strides, padding, data_format=None, name=None):
+        sizes = [tuple(value) if isinstance(value, (list, tuple)) else (value, value) for value in (ksize, strides)]
+        fits = sizes[0] == sizes[1] and len(sizes[0]) == 2 and padding == "VALID" and data_format in (None, "NHWC")
+        if _scope() is None or not fits or input.shape.rank != 4 or input.dtype != tf.float32:
+            return stock(input, ksize, strides, padding, data_format=data_format, name=name)
+        return max_pooling(input, sizes[0])
+
+    return max_pool
+
+
 def _route_once():
     # Importing the module a second time (a reload) must not wrap the wrappers.
     if not hasattr(keras.layers.BatchNormalization.call, "__wrapped__"):
         tf.nn.moments = _route_moments(tf.nn.moments)
         tf.nn.bias_add = _route_bias_add(tf.nn.bias_add)
+        tf.nn.max_pool = _route_max_pool(tf.nn.max_pool)
         keras.layers.BatchNormalization.call = _route_batch_normalization(
             keras.layers.BatchNormalization.call
         )
