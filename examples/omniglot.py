@@ -13,13 +13,11 @@ tasks have `--queries` queries a class.
 """
 
 import argparse
-import os
 import pathlib
 import time
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_maml
 
@@ -94,6 +92,7 @@ def main():
     preset, by_ways = SETTINGS[arguments.algorithm]
     rate, steps, evaluation_steps = by_ways[5 if ways < 12 else 20]
     tasks = 32 if ways < 12 else 16
+    keras_maml.set_threads(tasks)
 
     splits = keras_maml.datasets.omniglot(arguments.data_dir)
     sizes = dict(ways=ways, shots=shots)
@@ -166,7 +165,4 @@ def algorithm_name(preset):
 
 
 if __name__ == "__main__":
-    # One thread an operation and several tasks at a time beats the other way round; must be said before any operation.
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count() or 1)
     main()

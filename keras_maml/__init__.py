@@ -24,5 +24,6 @@ from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
 from keras_maml.meta_model import MetaModel
 from keras_maml.selection import exclude
+from keras_maml.threads import set_threads
 
 __version__ = "0.1.0"

@@ -5,8 +5,8 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_maml.mapping_choice import convolutions, rough_under_xla
 from keras_maml.selection import flatten_layers
-from keras_maml.task_mapping import rough_under_xla
 
 
 def prepare_second_order(model):
@@ -51,14 +51,22 @@ def jit_compile(model, asked, second_order):
         asked: `True`, `False` or `"auto"`.
         second_order: whether second derivatives are taken at all.
     """
-    rough = rough_under_xla(model)
-    if not rough or not second_order or not asked:
-        return asked
-    if asked == "auto":
+    rough = rough_under_xla(model) if second_order else []
+    if rough and asked == "auto":
         return False
-    warnings.warn(
-        f"XLA rounds the second derivatives of layer '{rough[0]}' to bfloat16: meta-gradients are off by about 1 %. "
-        "Use `jit_compile=False`, strided convolutions or average pooling.",
-        stacklevel=3,
-    )
+    if not asked or asked == "auto":
+        return asked
+    if rough:
+        warnings.warn(
+            f"XLA rounds the second derivatives of layer '{rough[0]}' to bfloat16: meta-gradients are off by about "
+            "1 %. Use `jit_compile=False`, strided convolutions or average pooling.",
+            stacklevel=3,
+        )
+    slow = convolutions(model)
+    if slow and not tf.config.list_physical_devices("GPU"):
+        warnings.warn(
+            f"On CPUs, XLA's convolutions take more than twice the time of TensorFlow's own: layer '{slow[0]}'. Leave "
+            '`jit_compile` at "auto".',
+            stacklevel=3,
+        )
     return asked

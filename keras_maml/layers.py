@@ -275,13 +275,26 @@ def _route_bias_add(stock):
 def _route_max_pool(stock):
     @functools.wraps(stock)
     def max_pool(input, ksize, strides, padding, data_format=None, name=None):
-        sizes = [tuple(value) if isinstance(value, (list, tuple)) else (value, value) for value in (ksize, strides)]
-        fits = sizes[0] == sizes[1] and len(sizes[0]) == 2 and padding == "VALID" and data_format in (None, "NHWC")
-        if _scope() is None or not fits or input.shape.rank != 4 or input.dtype != tf.float32:
+        size = tuple(ksize) if isinstance(ksize, (list, tuple)) else ()
+        apart = len(size) == 2 and _windows_apart(size, strides, padding)
+        if _scope() is None or not apart or data_format not in (None, "NHWC") or input.dtype != tf.float32:
             return stock(input, ksize, strides, padding, data_format=data_format, name=name)
-        return max_pooling(input, sizes[0])
+        return max_pooling(input, size)
 
     return max_pool
+
+
+def pools_exactly(layer):
+    """Whether a max-pooling layer has second derivatives of ours inside an `adaptation_scope`, exact under XLA too."""
+    return (
+        isinstance(layer, keras.layers.MaxPooling2D)
+        and layer.compute_dtype == "float32"
+        and _windows_apart(tuple(layer.pool_size), layer.strides, layer.padding)
+    )
+
+
+def _windows_apart(size, strides, padding):
+    return size == tuple(strides) and padding.upper() == "VALID"
 
 
 def _route_once():

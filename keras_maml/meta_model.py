@@ -6,7 +6,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_maml import algorithms, checks, export, inputs
+from keras_maml import algorithms, checks, export, inputs, mapping_choice
 from keras_maml import task_mapping as task_mappings
 from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.batches import run_tasks
@@ -47,7 +47,7 @@ class MetaModel(EpisodeModel):
     Args:
         model: a `keras.Model`, built or not; it is trained in place. All of its `trainable_variables` are meta-learned.
         algorithm: an `Algorithm`, such as `keras_maml.MAML()`, or the lower-case name of a preset.
-        task_mapping: how the tasks of a batch run: `"auto"`, `"parallel"`, `"vectorized"` or a `TaskMapping`.
+        task_mapping: how the tasks run: `"auto"`, `"parallel"`, `"vectorized"`, `"unrolled"` or a `TaskMapping`.
         inner_loss: the loss of the inner steps, as in `compile`; default the compiled loss.
         log_before: whether logs also carry the loss and the metrics before adaptation, as `loss_before` and so on.
         name: name of the model.
@@ -93,6 +93,7 @@ class MetaModel(EpisodeModel):
         """Does nothing: the base model is built from the first episode, dtypes included."""
 
     def _build_parts(self):
+        mapping_choice.check(self._mapping, self.model)
         self.mask = adapting_mask(self.model, self.algorithm.layers)
         self._fingerprint = fingerprint(self.model)
         self._output_shape = getattr(self.model, "output_shape", self._output_shape)
@@ -170,7 +171,7 @@ class MetaModel(EpisodeModel):
         learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
         return run_tasks(
             learner,
-            self._mapping_for(variables),
+            self._mapping_for(variables)[0],
             one_task,
             (x, y, sample_weight),
             variables,
@@ -179,21 +180,17 @@ class MetaModel(EpisodeModel):
             log_before=self.log_before,
         )
 
-    def _mapping_for(self, variables):
-        mapping = self._mapping or task_mappings.choose(self.model, variables)[0]
-        if self._mapping is None and tf.executing_eagerly():
-            return task_mappings.Parallel()
-        without_xla = self._jit_compile_asked is False or task_mappings.rough_under_xla(self.model)
-        return mapping.without_xla() if without_xla else mapping
+    def _mapping_for(self, variables, eager=None):
+        eager = tf.executing_eagerly() if eager is None else eager
+        asked, second_order = self._jit_compile_asked, self.meta_gradient.second_order
+        return mapping_choice.resolve(self._mapping, self.model, variables, asked, second_order, eager)
 
     def explain_task_mapping(self):
-        """Which mapping runs the tasks of a batch in compiled steps, and why."""
-        if self._mapping is not None:
-            return f"{type(self._mapping).__name__}: chosen by `task_mapping`."
+        """Which mapping runs the tasks of a batch in the steps of `fit`, how, and why."""
         if not self.model.built:
-            return "Not chosen yet: the model is built with the first episode."
-        mapping, reason = task_mappings.choose(self.model, self.trainable_variables)
-        return f"{type(mapping).__name__}: {reason}."
+            return "Not known yet: the model is built with the first episode."
+        step = "eager" if self.run_eagerly else "xla" if self.compiled and self.jit_compile else "graph"
+        return mapping_choice.explain(*self._mapping_for(self.trainable_variables, self.run_eagerly), step)
 
     def call(self, inputs, training=None):
         """Adapts to each task's supports and predicts its queries.

@@ -62,8 +62,9 @@ def test_an_operation_without_a_second_derivative_is_an_error_with_a_remedy():
     assert all(bool(tf.reduce_all(tf.math.is_finite(g))) for g in gradients)
 
 
-def test_max_pooling_stays_out_of_xla():
-    model = image_model(layers.Conv2D(1, 3), layers.MaxPooling2D(name="pool"))
+@pytest.mark.parametrize("arguments", [{"strides": 1}, {"padding": "same"}, {"dtype": "mixed_float16"}])
+def test_max_pooling_stays_out_of_xla(arguments):
+    model = image_model(layers.MaxPooling2D(name="pool", **arguments))
     for algorithm, warned in ((keras_maml.MAML(), True), (keras_maml.FOMAML(), False)):
         meta_model = keras_maml.MetaModel(model, algorithm)
         meta_model.compile(loss="mse")
@@ -76,6 +77,30 @@ def test_max_pooling_stays_out_of_xla():
     assert checks.jit_compile(model, "auto", second_order=True) is False
     assert checks.jit_compile(model, "auto", second_order=False) == "auto"
     assert checks.jit_compile(image_model(layers.Conv2D(1, 3)), "auto", second_order=True) == "auto"
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_max_pooling_of_windows_apart_may_be_compiled(data_format):
+    # `tests/test_second_derivatives.py` shows that it is exact.
+    model = image_model(layers.MaxPooling2D((2, 1), data_format=data_format))
+    assert checks.jit_compile(model, "auto", second_order=True) == "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_maml.MetaModel(model).compile(loss="mse", jit_compile=True)
+
+
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.SeparableConv2D, layers.Conv2DTranspose])
+def test_convolutions_under_xla_are_slow_on_cpus(kind, monkeypatch):
+    meta_model = keras_maml.MetaModel(image_model(kind(1, 3, name="convolution")), keras_maml.FOMAML())
+    with pytest.warns(UserWarning, match="On CPUs, XLA's convolutions take more than twice.*layer 'convolution'"):
+        meta_model.compile(loss="mse", jit_compile=True)
+    assert meta_model.jit_compile is True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        meta_model.compile(loss="mse")
+        meta_model.compile(loss="mse", jit_compile=False)
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [kind])
+        assert checks.jit_compile(meta_model.model, True, second_order=True) is True
 
 
 @keras.saving.register_keras_serializable("test_checks")

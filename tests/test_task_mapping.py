@@ -1,6 +1,9 @@
-"""Task mappings on a function that needs no model, then whole models in every mapping, and the choice between them."""
+"""Task mappings on a function that needs no model, then whole models in every mapping."""
 
 import json
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -9,13 +12,16 @@ import tensorflow as tf
 
 import keras_maml
 from keras_maml import task_mapping
-from keras_maml.task_mapping import Parallel, TaskMapping, Vectorized, choose
+from keras_maml.task_mapping import Parallel, TaskMapping, UnrolledTasks, Vectorized
 
 MAPPINGS = {
     "parallel": Parallel(),
     "one at a time": Parallel(parallel_tasks=1),
     "vectorized": Vectorized(jit_compile=False),
     "vectorized, xla": Vectorized(),
+    "in chunks": Vectorized(jit_compile=False, tasks_at_once=2),
+    "in chunks, xla": Vectorized(tasks_at_once=2),
+    "unrolled": UnrolledTasks(),
 }
 
 
@@ -43,37 +49,70 @@ SPECS = (
 )
 
 
-@pytest.mark.parametrize("run", ["graph", "eager"])
-@pytest.mark.parametrize("name", MAPPINGS)
-def test_mapping(name, run):
+def runs(*names):
+    """Pairs of a mapping and a way to run: with T known in a graph, unknown, compiled by XLA around it, eagerly."""
+    pairs = [(name, run) for name in MAPPINGS for run in names]
+    return pytest.mark.parametrize("name, run", [pair for pair in pairs if pair != ("unrolled", "unknown")])
+
+
+def caller(name, run, function=function):
     def call(episodes):
         return MAPPINGS[name](function, episodes, SPECS)
 
-    if run == "graph":
-        signature = {"x": (tf.TensorSpec((None, 2)),), "y": tf.TensorSpec((None,), tf.int32)}
-        call = tf.function(call, input_signature=[signature])  # the number of tasks is not known
-    for tasks in (1, 3):
+    if run == "eager":
+        return call
+    signature = {"x": (tf.TensorSpec((None, 2)),), "y": tf.TensorSpec((None,), tf.int32)}
+    return tf.function(
+        call, input_signature=[signature] if run == "unknown" else None, jit_compile=run == "jit", autograph=False
+    )
+
+
+@runs("known", "unknown", "jit", "eager")
+def test_mapping(name, run):
+    call = caller(name, run)
+    # In chunks of 2: one that is not full; full ones; a last chunk that shares a task with the one before.
+    for tasks in (1, 4, 3, 5):
         x, y = np.arange(2 * tasks, dtype="float32").reshape(tasks, 2), np.arange(5, 5 + tasks, dtype="int32")
         stacked, (total, (product,)) = call({"x": (tf.constant(x),), "y": tf.constant(y)})
         np.testing.assert_array_equal(stacked["row"], 2 * x)
         np.testing.assert_array_equal(stacked["label"], y)
         np.testing.assert_array_equal(stacked["index"], np.arange(tasks))
-        np.testing.assert_allclose(total, np.mean(np.sum(x, 1)))
-        np.testing.assert_allclose(product, [np.mean(x[:, 0] * y)])
+        np.testing.assert_allclose(total, np.mean(np.sum(x, 1)), rtol=1e-6)
+        np.testing.assert_allclose(product, [np.mean(x[:, 0] * y)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("run", ["graph", "eager"])
-@pytest.mark.parametrize("name", MAPPINGS)
+@runs("known", "unknown", "jit", "eager")
 def test_no_task(name, run):
     # What a replica may have of the last batch.
-    def call(x, y):
-        return MAPPINGS[name](function, {"x": (x,), "y": y}, SPECS)
-
-    if run == "graph":
-        call = tf.function(call, input_signature=[tf.TensorSpec((None, 2)), tf.TensorSpec((None,), tf.int32)])
-    stacked, (total, (product,)) = call(tf.zeros((0, 2)), tf.zeros((0,), tf.int32))
+    stacked, (total, (product,)) = caller(name, run)({"x": (tf.zeros((0, 2)),), "y": tf.zeros((0,), tf.int32)})
     assert stacked["row"].shape == (0, 2) and stacked["label"].shape == (0,)
     assert total == 0 and product == [0.0]
+
+
+@pytest.mark.parametrize("name", ["in chunks", "in chunks, xla"])
+def test_a_task_of_two_chunks_counts_once(name):
+    # Chunks of tasks 0, 1 and 1, 2. An infinite task 1 must not become 0 * infinity in the second.
+    x = tf.constant([[1.0, 1.0], [np.inf, 1.0], [1.0, 1.0]])
+    _, (total, _) = caller(name, "known")({"x": (x,), "y": tf.constant([0, 1, 0])})
+    assert total == np.inf
+
+
+def test_an_unknown_number_of_tasks_is_traced_once():
+    calls = []
+
+    def counted(episode, index):
+        calls.append(index)
+        return function(episode, index)
+
+    call = caller("in chunks, xla", "unknown", counted)
+    for tasks in (5, 1, 0, 4, 5):
+        call({"x": (tf.zeros((tasks, 2)),), "y": tf.zeros((tasks,), tf.int32)})
+    assert len(calls) == 1
+
+
+def test_unrolled_needs_the_number_of_tasks():
+    with pytest.raises(ValueError, match="`UnrolledTasks` needs the number of tasks.*use `task_mapping='parallel'`"):
+        caller("unrolled", "unknown")({"x": (tf.zeros((1, 2)),), "y": tf.zeros((1,), tf.int32)})
 
 
 def test_a_mapping_of_ones_own_must_say_how():
@@ -127,7 +166,7 @@ def test_mappings_give_the_same_numbers():
     base = model(keras.layers.BatchNormalization())
     start = base.get_weights()
     results = []
-    for mapping in ("parallel", "vectorized", Vectorized(jit_compile=False), OneByOne()):
+    for mapping in ("parallel", "vectorized", Vectorized(False, tasks_at_once=2), OneByOne()):
         base.set_weights(start)
         meta_model = compiled(base, mapping, run_eagerly=isinstance(mapping, OneByOne))
         history = meta_model.fit(Batches(), shuffle=False, verbose=0).history
@@ -141,7 +180,7 @@ def test_masks_are_the_same_in_every_mapping():
     # XLA has random numbers of its own.
     base = model(keras.layers.Dropout(0.5))
     gradients = []
-    for mapping in ("parallel", Vectorized(jit_compile=False), OneByOne()):
+    for mapping in ("parallel", "unrolled", Vectorized(False, tasks_at_once=2), OneByOne()):
         meta_model = compiled(base, mapping)
         step = meta_model.meta_gradients if isinstance(mapping, OneByOne) else tf.function(meta_model.meta_gradients)
         gradients.append(step(*batch(3))[2])
@@ -150,52 +189,44 @@ def test_masks_are_the_same_in_every_mapping():
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------------- the choice
-
-
-class Scale(keras.layers.Layer):
-    def call(self, inputs):
-        return inputs * 2
-
-
-@pytest.mark.parametrize(
-    "layers, shape, mapping, reason",
-    [
-        ([keras.layers.Dense(2)], (3,), Vectorized, "dense layers with 8 weights"),
-        ([keras.layers.LayerNormalization(), keras.layers.Dense(2)], (3,), Vectorized, "dense layers"),
-        ([keras.layers.Conv2D(2, 3, name="c"), keras.layers.Flatten()], (4, 4, 1), Parallel, "layer 'c' convolves"),
-        ([keras.layers.LSTM(2, name="r")], (4, 1), Parallel, "layer 'r' convolves or recurs"),
-        ([keras.layers.Dense(1000), keras.layers.Dense(1000)], (3,), Parallel, "1,005,000 weights: a stack"),
-        ([Scale(), keras.layers.Dense(2)], (3,), Parallel, "layers of its own"),
-        ([keras.Sequential([keras.layers.Conv1D(2, 3, name="c")])], (4, 1), Parallel, "layer 'c' convolves"),
-    ],
-    ids=["dense", "normalised", "convolution", "recurrence", "many weights", "own layers", "nested convolution"],
-)
-def test_choice(layers, shape, mapping, reason):
-    base = keras.Sequential([keras.Input(shape), *layers])
-    chosen, why = choose(base, base.trainable_variables)
-    assert type(chosen) is mapping and reason in why
-    meta_model = keras_maml.MetaModel(base)
-    assert meta_model.explain_task_mapping().startswith(f"{mapping.__name__}: ")
-    assert reason in meta_model.explain_task_mapping()
-
-
-def test_choice_counts_learned_rates():
-    most = task_mapping.MOST_STACKED_WEIGHTS
-    base = keras.Sequential([keras.Input((most - 1,)), keras.layers.Dense(1)])
-    assert "Vectorized" in keras_maml.MetaModel(base, keras_maml.MAML()).explain_task_mapping()
-    assert f"{2 * most:,} weights" in keras_maml.MetaModel(base, keras_maml.MetaSGD()).explain_task_mapping()
-
-
-def test_explanations():
-    assert keras_maml.MetaModel(model(), task_mapping="parallel").explain_task_mapping() == (
-        "Parallel: chosen by `task_mapping`."
+def test_steps_of_one_execution():
+    # Four outer steps in one call of the compiled function, or one after another, with dropout: masks advance in both.
+    keras.utils.set_random_seed(0)
+    base = model(keras.layers.Dropout(0.5))
+    start = base.get_weights()
+    data = tf.data.Dataset.range(4).map(
+        lambda i: tf.nest.map_structure(lambda values: values * tf.cast(i + 1, values.dtype), batch(3))
     )
-    assert keras_maml.MetaModel(model(), task_mapping=Vectorized()).explain_task_mapping() == (
-        "Vectorized: chosen by `task_mapping`."
-    )
-    unbuilt = keras_maml.MetaModel(keras.Sequential([keras.layers.Dense(2)]))
-    assert unbuilt.explain_task_mapping() == "Not chosen yet: the model is built with the first episode."
+    results = []
+    for steps_per_execution in (1, 4):
+        base.set_weights(start)
+        meta_model = compiled(base, Vectorized(False, tasks_at_once=2), steps_per_execution=steps_per_execution)
+        meta_model.fit(data, verbose=0)
+        assert int(meta_model.outer_step) == 4
+        results.append(meta_model.get_weights())
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+COMPILED = """
+import keras, tensorflow as tf
+import keras_maml
+
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+mapping = keras_maml.task_mapping.Vectorized(tasks_at_once=2)
+meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.1, 1), mapping)
+meta_model.compile("sgd", "mse", steps_per_execution=2)
+x = {"support_x": tf.ones((5, 3, 2)), "support_y": tf.ones((5, 3, 1)), "query_x": tf.ones((5, 4, 2))}
+episodes = tf.data.Dataset.from_tensors((x, tf.ones((5, 4, 1))))
+meta_model.fit(episodes.repeat(6), epochs=2, verbose=0)
+"""
+
+
+def test_xla_compiles_once(tmp_path):
+    # A gradient through a vectorised loop would be compiled anew in every step, as would a chunk of another size.
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"}
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, env=environment, capture_output=True)
+    assert len(list(tmp_path.glob("*before_optimizations.txt"))) == 1
 
 
 def test_names():
@@ -203,14 +234,19 @@ def test_names():
     assert type(task_mapping.get("parallel")) is Parallel and type(task_mapping.get("vectorized")) is Vectorized
     own = OneByOne()
     assert task_mapping.get(own) is own
+    assert type(task_mapping.get("unrolled")) is UnrolledTasks
+    names = r"\['auto', 'parallel', 'vectorized', 'unrolled'\]"
     for wrong in ("vectorised", None, Parallel):
-        with pytest.raises(ValueError, match=r"must be a `TaskMapping` or one of \['auto', 'parallel', 'vectorized'\]"):
+        with pytest.raises(ValueError, match=f"must be a `TaskMapping` or one of {names}"):
             task_mapping.get(wrong)
-    with pytest.raises(ValueError, match="`parallel_tasks` must be at least 1"):
-        Parallel(0)
+    for wrong in (0, -1, True, 2.0):
+        with pytest.raises(ValueError, match="`parallel_tasks` must be an integer of at least 1, or None"):
+            Parallel(wrong)
+        with pytest.raises(ValueError, match="`tasks_at_once` must be an integer of at least 1, or None"):
+            Vectorized(tasks_at_once=wrong)
 
 
-@pytest.mark.parametrize("mapping", [Parallel(), Parallel(3), Vectorized(), Vectorized(jit_compile=False)])
+@pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=MAPPINGS)
 def test_configuration(mapping):
     serialized = json.loads(json.dumps(keras.saving.serialize_keras_object(mapping)))
     again = keras.saving.deserialize_keras_object(serialized)
