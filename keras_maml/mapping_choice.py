@@ -31,7 +31,6 @@ def choose(model, variables):
       is a loop of TensorFlow's or slow code of XLA's; the loop over time has no vectorised gradient.
     - Dense and attention layers: `Vectorized` under XLA, if the gradients of two tasks or more fit into
       `STACKED_BYTES`, else `Parallel`: with that many weights the products are large enough by themselves.
-
     - A large embedding: `Parallel`, which takes half as long to the first step and two thirds of the memory.
 
     Time of a meta-step as a ratio to `Parallel` with TensorFlow's default threads, MAML with one inner step, 5 supports
