@@ -1,17 +1,22 @@
 # `make demo` and `make test` work from a bare clone: the first of them creates .venv.
 #   make test PYTHON=python3.12          another interpreter for .venv
 #   make test PYTEST_ARGS="-x -k sgd"    other arguments for pytest
+#   make benchmark BENCHMARK_ARGS="--rows sinusoid_k1"    `--list` names rows
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
+BENCHMARK_ARGS ?=
+# Where PyTorch for CPUs is: the package of the general index brings gigabytes of CUDA along. Empty: only that index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+BENCHMARK_STAMP := $(VENV)/installed-benchmarks
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel benchmark clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -25,6 +30,10 @@ lint: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
 
+# A quarter of an hour; wants the machine for itself.
+benchmark: $(BENCHMARK_STAMP)
+	$(BIN)/python -m benchmarks.run $(BENCHMARK_ARGS)
+
 # Leaves .venv, which takes minutes to make.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .coverage htmlcov
@@ -33,4 +42,9 @@ clean:
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+# The peers come on top of what the tests need, and only here.
+$(BENCHMARK_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	touch $@

@@ -8,10 +8,12 @@ aligned with the variables of the model. `K` is the number of inner steps.
 import dataclasses
 import functools
 import inspect
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from keras_maml.inner_loop import repeat, replace
 from keras_maml.layers import adaptation_scope, statistics_of
 from keras_maml.selection import flatten_layers
 
@@ -104,6 +106,23 @@ class Learner:
         return 1024.0 if half else 1.0
 
 
+class Constants(NamedTuple):
+    """What inner steps read and do not move: theta, `None` where it adapts; the values of the extra variables; what the
+    body makes of the inputs, `None` if the model is not cut."""
+
+    theta: list
+    extra: list
+    features: object
+
+
+class Carry(NamedTuple):
+    """What an inner step moves: the adapting parameters, the model's state, the rule's state."""
+
+    params: list
+    state: list
+    rule_state: object
+
+
 class Task:
     """One episode as pure functions of `variables`.
 
@@ -144,15 +163,20 @@ class Task:
             state[position] = seed
         return state
 
-    def iterates(self, variables, at=None, stop_gradients=False, data="support", stream=0):
+    def iterates(
+        self, variables, at=None, stop_gradients=False, data="support", stream=0, truncate=None, rematerialize=False
+    ):
         """The parameters and state after some numbers of inner steps.
 
         Args:
             variables: list of tensors.
             at: numbers of steps, ascending; default `(K,)`.
-            stop_gradients: whether inner gradients are constants for the outer gradient.
+            stop_gradients: whether inner gradients are constants, and no outer gradient need be taken through the
+                steps: nothing is kept for one, whatever their number. `truncate=0` keeps what it needs.
             data: `"support"`, or `"episode"` for supports and queries together.
             stream: see `state`.
+            truncate: number of last steps whose inner gradients are not constants, at least 0; default all.
+            rematerialize: whether the backward pass recomputes those steps, see `inner_loop`.
 
         Returns:
             A list of `(params, state)`, one for each of `at`.
@@ -167,41 +191,54 @@ class Task:
             body, forward = learner.halves
             x, _, state = body(theta, state, x, learner.training, "support", weight)
         adapting = [i for i, adapts in enumerate(learner.mask) if adapts]
-        results = []
-        with keras.StatelessScope(list(zip(learner.extra_variables, extra, strict=True))):
+        with self._scope(extra):
             rule_state = learner.rule.init([theta[i] for i in adapting])
-            params = list(theta)
-            for index in range(at[-1] + 1):
-                if index in at:
-                    if learner.reads_support_moments:
-                        # The moments that normalise the queries are those of the weights that judge them.
-                        _, _, moments = forward(params, state, x, learner.training, "support", weight)
-                        results.append((params, moments))
-                    else:
-                        results.append((params, state))
-                if index == at[-1]:
-                    break
-                start = [tf.stop_gradient(p) for p in params] if stop_gradients else params
-
-                def support_loss(values, start=start, state=state):
-                    predictions, penalty, after = forward(
-                        _replace(start, adapting, values), state, x, learner.training, "support", weight
-                    )
-                    loss = tf.cast(learner.inner_loss(y, predictions, weight), forward.loss_dtype)
-                    return loss + penalty, after
-
-                watched = [start[i] for i in adapting]
-                (_, state), gradients = value_and_gradients(support_loss, watched, learner.loss_scale)
-                self.unreached |= {i for i, g in zip(adapting, gradients, strict=True) if g is None}
-                gradients = [
-                    tf.zeros_like(p) if g is None else tf.stop_gradient(g) if stop_gradients else g
-                    for p, g in zip(watched, gradients, strict=True)
-                ]
-                moved, rule_state = learner.rule.step(
-                    [params[i] for i in adapting], learner.rule.clip(gradients), rule_state, index
-                )
-                params = _replace(params, adapting, moved)
+        carry = Carry([theta[i] for i in adapting], state, rule_state)
+        fixed = [None if adapts else p for p, adapts in zip(theta, learner.mask, strict=True)]
+        # Inputs have a gradient where they come from a body: to ask for that of images would cost as much as a layer.
+        constants = Constants(fixed, extra, x if learner.halves else None)
+        last = at[-1]
+        turn = last if stop_gradients else 0 if truncate is None else max(last - truncate, 0)
+        results, index = [], 0
+        for end in sorted({*at, turn}):
+            step = functools.partial(self._step, forward, adapting, (x, y, weight), index < turn)
+            carry = repeat(step, constants, carry, index, end, not stop_gradients, rematerialize and index >= turn)
+            index = end
+            if end in at:
+                params, state = replace(theta, adapting, carry.params), carry.state
+                if learner.reads_support_moments:
+                    # The moments that normalise the queries are those of the weights that judge them.
+                    _, _, state = forward(params, state, x, learner.training, "support", weight)
+                results.append((params, state))
         return results
+
+    def _step(self, forward, adapting, data, stop, constants, carry, index):
+        """One inner update: a pure function of its last three arguments."""
+        learner = self.learner
+        theta, extra, features = constants
+        x, y, weight = data
+        x = x if features is None else features
+        start = [tf.stop_gradient(p) for p in carry.params] if stop else carry.params
+
+        def support_loss(values):
+            params = replace(theta, adapting, values)
+            predictions, penalty, after = forward(params, carry.state, x, learner.training, "support", weight)
+            loss = tf.cast(learner.inner_loss(y, predictions, weight), forward.loss_dtype)
+            return loss + penalty, after
+
+        (_, state), gradients = value_and_gradients(support_loss, start, learner.loss_scale)
+        self.unreached |= {i for i, g in zip(adapting, gradients, strict=True) if g is None}
+        gradients = [
+            tf.zeros_like(p) if g is None else tf.stop_gradient(g) if stop else g
+            for p, g in zip(start, gradients, strict=True)
+        ]
+        with self._scope(extra):
+            rule = learner.rule
+            params, rule_state = rule.step(carry.params, rule.clip(gradients), carry.rule_state, index)
+        return Carry(list(params), state, rule_state)
+
+    def _scope(self, extra):
+        return keras.StatelessScope(list(zip(self.learner.extra_variables, extra, strict=True)))
 
     def settle(self, params, state):
         """The state in which queries are judged: with the supports' moments under `params`, if a layer reads them."""
@@ -253,13 +290,6 @@ class Task:
         return join(support_x, query_x), join(support_y, query_y), weight
 
 
-def _replace(values, positions, replacements):
-    result = list(values)
-    for position, replacement in zip(positions, replacements, strict=True):
-        result[position] = replacement
-    return result
-
-
 def value_and_gradients(function, variables, scale=1.0):
     """A function's value and its gradients.
 
@@ -275,6 +305,10 @@ def value_and_gradients(function, variables, scale=1.0):
         tape.watch(variables)
         value = function(variables)
         scaled = value[0] * scale
+    return value, unscaled(tape.gradient(scaled, variables), scale)
+
+
+def unscaled(gradients, scale):
+    """Gradients of a loss that was multiplied by `scale`, as dense tensors; `None` stays."""
     # Embedding layers give IndexedSlices; rules and sums do dense arithmetic.
-    gradients = tape.gradient(scaled, variables)
-    return value, [None if g is None else tf.convert_to_tensor(g) / scale for g in gradients]
+    return [None if g is None else tf.convert_to_tensor(g) / scale for g in gradients]

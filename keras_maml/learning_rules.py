@@ -48,7 +48,8 @@ class LearningRule(keras.layers.Layer):
             params: list of tensors, the adapting parameters.
             gradients: list of tensors, shaped as `params`, already clipped.
             state: what `init` or the step before returned.
-            index: number of the step, from 0, a Python integer.
+            index: number of the step, from 0: a Python integer, or an int32 scalar tensor where many steps run in a
+                loop. So no `if` on it: `tf.where`, `tf.gather`.
 
         Returns:
             `(params, state)`.
@@ -185,7 +186,7 @@ class LayerwiseSGD(LearnedSGD):
 
     def step(self, params, gradients, state, index):
         moved = zip(params, self.rates, gradients, strict=True)
-        return [p - rate[min(index, rate.shape[0] - 1)] * g for p, rate, g in moved], state
+        return [p - rate[tf.minimum(index, rate.shape[0] - 1)] * g for p, rate, g in moved], state
 
 
 @keras.saving.register_keras_serializable("keras_maml")

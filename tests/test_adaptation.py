@@ -4,6 +4,7 @@ The smallest task: one weight w, prediction w x with x = 1, loss (w - target)^2 
 of 0.1 on the target 1 maps w - 1 to 0.9 (w - 1).
 """
 
+import collections
 import itertools
 import warnings
 
@@ -14,10 +15,17 @@ import tensorflow as tf
 from keras import layers
 
 import keras_maml
+from keras_maml import inner_loop
 from keras_maml.adaptation import Learner, PureModel, Task, value_and_gradients
 from keras_maml.learning_rules import SGD, LayerwiseSGD, Momentum
 from keras_maml.losses import TaskLoss
 from keras_maml.selection import split
+
+
+@pytest.fixture(params=[10, 0], ids=["unrolled", "loop"])
+def either_way(request, monkeypatch):
+    """Runs a test with unrolled steps and with loops."""
+    monkeypatch.setattr(inner_loop, "MOST_UNROLLED_STEPS", request.param)
 
 
 def half_square(y, predictions):
@@ -119,7 +127,7 @@ def test_models_whose_call_takes_no_training_argument():
 
 
 @pytest.mark.parametrize("make", [lambda: SGD(0.1), lambda: Momentum(0.1), lambda: LayerwiseSGD(0.1)])
-def test_iterates_are_those_of_separate_runs(make):
+def test_iterates_are_those_of_separate_runs(make, either_way):
     together = task_of(line(), make(), steps=5)
     extra = [tf.convert_to_tensor(v) for v in together.learner.extra_variables]
     iterates = numbers(together.iterates([*theta(3.0), *extra], at=(0, 2, 5)))
@@ -133,7 +141,7 @@ def test_the_default_is_all_steps():
     assert numbers(task_of(line(), steps=4).iterates(theta(3.0))) == pytest.approx([1 + 2 * 0.9**4], rel=1e-6)
 
 
-def test_adaptation_on_the_whole_episode():
+def test_adaptation_on_the_whole_episode(either_way):
     # Support target 1, query target -2 of weight 3: mean -1.25, and 3 - 0.1 (3 + 1.25) = 2.575. Without weights the
     # mean is -0.5: 2.65. With a weight of the support alone, 3 and 1: (3 - 2) / 4 = 0.25: 2.725.
     for weights, expected in (((None, [3.0]), 2.575), ((None, None), 2.65), (([3.0], None), 2.725)):
@@ -153,7 +161,7 @@ def test_the_whole_episode_of_nested_inputs():
 
 
 @pytest.mark.parametrize("stop, expected", [(False, [1, 0.9**2, 0.9**3]), (True, [1, 1, 1])])
-def test_stopped_gradients(stop, expected):
+def test_stopped_gradients(stop, expected, either_way):
     # d phi / d theta is 0.9 for every step; with constant inner gradients it is 1. The values are the same.
     task, variables = task_of(line()), theta(3.0)
     with tf.GradientTape(persistent=True) as tape:
@@ -161,6 +169,19 @@ def test_stopped_gradients(stop, expected):
         iterates = [params[0] for params, _ in task.iterates(variables, at=(0, 2, 3), stop_gradients=stop)]
     np.testing.assert_allclose([tape.gradient(p, variables[0])[0, 0] for p in iterates], expected, rtol=1e-6)
     np.testing.assert_allclose([p[0, 0] for p in iterates], [3, 1 + 2 * 0.9**2, 1 + 2 * 0.9**3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rematerialize", [False, True])
+def test_truncated_gradients(rematerialize, either_way):
+    # Of four steps, the last two are differentiated, and iterates count from theirs: d phi / d theta is 1 up to step 2,
+    # then 0.9 for each step.
+    task, variables = task_of(line()), theta(3.0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(variables)
+        iterates = task.iterates(variables, at=(1, 3, 4), truncate=2, rematerialize=rematerialize)
+        iterates = [params[0] for params, _ in iterates]
+    np.testing.assert_allclose([tape.gradient(p, variables[0])[0, 0] for p in iterates], [1, 0.9, 0.81], rtol=1e-6)
+    np.testing.assert_allclose([p[0, 0] for p in iterates], [1 + 2 * 0.9**k for k in (1, 3, 4)], rtol=1e-6)
 
 
 def test_losses_of_supports_and_queries():
@@ -172,7 +193,7 @@ def test_losses_of_supports_and_queries():
     assert task.predict(theta(4.0), [])[0, 0] == 4
 
 
-def test_what_does_not_adapt_stays_and_what_no_loss_reaches_is_known():
+def test_what_does_not_adapt_stays_and_what_no_loss_reaches_is_known(either_way):
     class Spare(layers.Layer):
         def build(self, input_shape):
             self.spare = self.add_weight(shape=(1, 1), name="spare")
@@ -197,7 +218,7 @@ def test_value_and_gradients():
 
 
 @pytest.mark.parametrize("dtype, expected", [("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")])
-def test_losses_are_at_least_float32(dtype, expected):
+def test_losses_are_at_least_float32(dtype, expected, either_way):
     # 2 x = 4 on the target 1: 9 / 2, and a penalty of 0.5 * 2^2. Half precision would round a sum over many examples.
     task = task_of(line(dtype=dtype, kernel_regularizer=keras.regularizers.L2(0.5)), support=((2.0, 1.0),))
     loss, _, _ = task.loss([tf.constant([[2.0]], dtype)], [], "support")
@@ -489,6 +510,14 @@ def test_no_two_calls_share_a_mask(algorithm, rows):
     masks = masks_of(algorithm)
     assert len(masks) == 2 * 3 * rows
     assert len(set(masks)) == len(masks)
+
+
+def test_a_step_that_is_made_again_has_the_masks_of_the_first_time():
+    # Of the rows above, the 3 * 2 of the steps come twice, with the same masks: for 2 batches of 3 tasks.
+    algorithm = keras_maml.Algorithm(SGD(0.01), keras_maml.meta_gradients.Unrolled(rematerialize=True), 3)
+    masks = masks_of(algorithm)
+    assert len(masks) == 2 * 3 * (2 * 3 * 2 + 2)
+    assert sorted(collections.Counter(masks).values()) == [1] * 2 * 3 * 2 + [2] * 2 * 3 * 3 * 2
 
 
 def test_what_is_logged_before_adaptation_has_masks_of_its_own():

@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_maml
+from keras_maml import inner_loop
 from keras_maml.learning_rules import LayerwiseSGD, LearnedSGD, Momentum
 from keras_maml.meta_gradients import Unrolled
 from keras_maml.task_mapping import Vectorized
@@ -330,6 +331,48 @@ def test_algorithms(algorithm, name):
     # The variables are also those of the rule: step sizes of each weight, or of each variable and step.
     ways = ("graph", "vectorized") if name == "dense" else ("graph",)
     check(CASES[name], ALGORITHMS[algorithm], ways)
+
+
+# Unrolled steps are right by the tests above; loops are compared with them, in every mapping. Each case has what a loop
+# could lose: gradients through the inputs of what is cut off, learned step sizes, the state of a rule, moments.
+LOOPS = {
+    "ANIL, learned rates": (
+        dense,
+        keras_maml.Algorithm(LayerwiseSGD(0.3), Unrolled(), 3, layers="dense_1"),
+        (*WITHOUT_XLA, "vectorized, xla"),
+    ),
+    "momentum, clipped": (
+        support_statistics,
+        keras_maml.Algorithm(Momentum(0.2, clipnorm=0.5), Unrolled(), 3),
+        ("graph", "vectorized"),
+    ),
+    "a rate for each weight": (embedding, keras_maml.MetaSGD(0.3, 3), ("graph", "vectorized")),
+    "masks": (dropout, keras_maml.MetaSGD(0.3, 3), ("graph", "vectorized")),
+    "convolutions": (batch_normalization_and_max_pooling, keras_maml.MAML(0.2, 3), ("graph",)),
+    "recurrence": (lstm, keras_maml.MAML(0.3, 3), ("graph",)),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_rematerialised_steps(name):
+    build, algorithm, ways = LOOPS[name]
+    keras.backend.clear_session()  # so that the second dense layer is `dense_1`
+    model, data = given(Case(build))
+    reference, values = objective_of(model, algorithm, "parallel", data)
+    loss, gradients = WAYS["graph"][1](reference)(values)
+    algorithm = keras_maml.Algorithm(algorithm.rule, Unrolled(rematerialize=True), 3, layers=algorithm.layers)
+    largest = max(np.abs(g).max() for g in gradients)
+    for way in ways:
+        mapping, wrap = WAYS[way]
+        other, rematerialised = wrap(objective_of(model, algorithm, mapping, data)[0])(values)
+        np.testing.assert_allclose(other, loss, rtol=1e-10, err_msg=way)
+        for actual, expected in zip(rematerialised, gradients, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-8, atol=1e-10 * largest, err_msg=way)
+
+
+def test_many_steps_by_finite_differences(monkeypatch):
+    monkeypatch.setattr(inner_loop, "MOST_UNROLLED_STEPS", 0)
+    check(CASES["support statistics"], keras_maml.Algorithm(LayerwiseSGD(0.3), Unrolled(), 3), ("graph",))
 
 
 def low_rank_adapters():

@@ -70,6 +70,23 @@ def test_layerwise_rates_are_one_for_each_variable_and_step():
     np.testing.assert_allclose(trajectory(rule), [(0.8, 11.0), (-1.2, 9.0), (-1.2, 5.0)], rtol=1e-6)
 
 
+def test_the_index_of_a_step_may_be_a_tensor():
+    # Steps 0, 1 and 2 with two rows of rates, as above, in a loop.
+    rule = LayerwiseSGD(0.1)
+    rule.build([keras.Variable([1.0])], 2)
+    rule.rates[0].assign([0.1, 0.5])
+
+    @tf.function
+    def path():
+        return tf.map_fn(
+            lambda index: rule.step([tf.constant([1.0])], [tf.constant([2.0])], (), index)[0][0],
+            tf.range(3),
+            fn_output_signature=tf.float32,
+        )
+
+    np.testing.assert_allclose(path(), [[0.8], [0.0], [0.0]], atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_clip(dtype):
     # The norm of (3, 4) together is 5.
