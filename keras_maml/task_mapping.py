@@ -51,9 +51,9 @@ class TaskMapping:
 class Parallel(TaskMapping):
     """A loop over the tasks, several at a time, that adds up what is averaged as it goes.
 
-    Memory does not grow with the number of tasks. Best for convolutions and recurrent layers on CPU, where the ordinary
-    kernels of one task are faster than those of a vectorised batch of tasks with a set of weights each. Call
-    `keras_maml.set_threads` before TensorFlow starts, so that a task has a thread of its own.
+    Memory does not grow with the number of tasks. Best for convolutions, recurrent and attention layers,
+    where the ordinary kernels of one task are faster than those of a vectorised batch of tasks with a set of weights
+    each. Call `keras_maml.set_threads` before TensorFlow starts, so that a task has a thread of its own.
 
     Args:
         parallel_tasks: how many tasks may run at the same time, at least 1; default the number of cores.
@@ -154,8 +154,7 @@ class Vectorized(TaskMapping):
     size = ceil(T / chunks)             # of every chunk: a shape to compile for, not two
     ```
 
-    The last chunk begins `chunks * size - T` tasks early; their share of the mean is left out. Best for dense and
-    attention models.
+    The last chunk begins `chunks * size - T` tasks early; their share of the mean is left out. Best for dense models.
 
     Args:
         jit_compile: whether XLA compiles the mapped function when it is part of a graph. A `MetaModel` does without XLA

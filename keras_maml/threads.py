@@ -26,8 +26,8 @@ def set_threads(tasks, cores=None):
 
     By default TensorFlow has as many of both as cores, and divides every operation between all threads; those of one
     task are too small for that. One thread an operation and several tasks at a time is faster where the tasks run in
-    parallel (`task_mapping.Parallel`: convolutions, recurrent layers). With fewer tasks than cores the default stays,
-    as tasks alone would leave cores idle.
+    parallel (`task_mapping.Parallel`: convolutions, recurrent and attention layers). With fewer tasks than cores the
+    default stays, as tasks alone would leave cores idle.
 
     Vectorised models have many tasks in one operation, whose threads are the intra-op ones. On two cores one thread was
     no slower for them; with many cores, do not call it for a model that `explain_task_mapping` calls `Vectorized`.

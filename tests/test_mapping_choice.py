@@ -32,7 +32,7 @@ def dense():
 
 IMAGE, SERIES = (6, 6, 2), (6, 2)
 CHOICES = {
-    "dense": ([layers.Dense(2)], (3,), Vectorized, "no layer that convolves or recurs, 8 weights"),
+    "dense": ([layers.Dense(2)], (3,), Vectorized, "no layer that convolves, recurs or attends, 8 weights"),
     "normalised": ([layers.LayerNormalization(), layers.Dense(2)], (3,), Vectorized, "no layer that convolves"),
     "convolution": ([layers.Conv2D(2, 3, name="c"), layers.Flatten()], IMAGE, Parallel, "layer 'c' convolves"),
     "depthwise": ([layers.DepthwiseConv2D(3, name="c")], IMAGE, Parallel, "layer 'c' convolves"),
@@ -58,10 +58,11 @@ def test_choice(name):
     assert explanation.startswith(f"{mapping.__name__}: ") and reason in explanation
 
 
-def attention(vocabulary):
+def bag_of_words(vocabulary, attends=False):
     inputs = keras.Input((5,), dtype="int32")
     x = layers.Embedding(vocabulary, 64)(inputs)
-    x = layers.MultiHeadAttention(2, 8)(x, x)
+    if attends:
+        x = layers.MultiHeadAttention(2, 8, name="a")(x, x)
     return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
 
 
@@ -73,7 +74,7 @@ def test_chunks_by_gradients():
     # Learned rates have gradients too, and so have embeddings: dense ones.
     learned = keras_maml.MetaModel(base, keras_maml.MetaSGD()).explain_task_mapping()
     assert "2,048 weights" in learned and f"up to {most // 2048:,} tasks at once" in learned
-    vectorized = keras_maml.MetaModel(attention(8000), task_mapping="vectorized").explain_task_mapping()
+    vectorized = keras_maml.MetaModel(bag_of_words(8000), task_mapping="vectorized").explain_task_mapping()
     assert "up to 4 tasks at once, under XLA" in vectorized
     # One that says how many is left alone.
     assert "up to 7 tasks" in keras_maml.MetaModel(base, task_mapping=Vectorized(True, 7)).explain_task_mapping()
@@ -81,8 +82,12 @@ def test_chunks_by_gradients():
 
 def test_large_embeddings_stay_out_of_a_stack():
     # 200 * 64 and 8,000 * 64 weights.
-    assert keras_maml.MetaModel(attention(200)).explain_task_mapping().startswith("Vectorized: ")
-    assert "Parallel: the gradient of embedding" in keras_maml.MetaModel(attention(8000)).explain_task_mapping()
+    assert keras_maml.MetaModel(bag_of_words(200)).explain_task_mapping().startswith("Vectorized: ")
+    assert "Parallel: the gradient of embedding" in keras_maml.MetaModel(bag_of_words(8000)).explain_task_mapping()
+
+
+def test_attention_runs_in_parallel():
+    assert "Parallel: layer 'a' attends" in keras_maml.MetaModel(bag_of_words(200, True)).explain_task_mapping()
 
 
 def explained(mapping, base, algorithm=None, **kwargs):

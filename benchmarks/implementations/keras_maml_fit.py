@@ -17,7 +17,7 @@ def as_batch(episodes):
 class KerasMaml(Implementation):
     @classmethod
     def prepare(cls, row):
-        if row.net.kind in ("pooled", "strided", "lstm"):  # tasks run side by side, not vectorised
+        if row.net.kind != "mlp":  # tasks run side by side, not vectorised
             keras_maml.set_threads(tasks=row.tasks)
 
     def __init__(self, row, weights, episodes):
