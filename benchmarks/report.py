@@ -20,7 +20,7 @@ def _cells(row, name, result):
     title = ENTRIES[name].title if name in ENTRIES else name
     error = f"{result['error']:.0e}" if "error" in result else ""
     if "median" not in result:
-        what = result["status"] if result["status"] == "wrong" else f"{result['status']}: {result.get('reason', '')}"
+        what = f"{result['status']}: {result['reason']}" if "reason" in result else result["status"]
         return (title, _short(what, 60), "", "", "", "", error)
     ours = row["implementations"].get(OURS, {}).get("median")
     return (

@@ -4,7 +4,7 @@ Two things about stock Keras normalisation are wrong inside an inner loop:
 
 - `tf.nn.moments`, behind Keras's `BatchNormalization` and `GroupNormalization`, stops the gradient at the mean. That
   is right to first order, and silently wrong to second order: 7 to 62 % error of the unrolled meta-gradients
-  of a four-layer convolutional net.
+  of a four-layer convolutional net; with `LayerNormalization`, 0.1 % of those of a small Transformer.
 - one `training` flag decides both about dropout and about batch or moving statistics, and an evaluation of a
   few-shot learner wants batch statistics without dropout.
 
@@ -12,10 +12,9 @@ And one thing about stock bias addition breaks there: oneDNN merges the gradient
 reads the same tensor. In a second-order graph that filter gradient may depend on the bias gradient, and the step stops
 with "914 nodes in a cycle" (TensorFlow 2.21, every other trace of a convolution with a bias before a normalisation).
 
-All are put right for the user's unmodified layers by three functions that look whether an `adaptation_scope` is open in
-the current thread: `BatchNormalization.call`, `tf.nn.moments`, `tf.nn.bias_add`. Outside such a scope they are the
-originals. Ways
-not taken: a wrapper on each layer instance (a copy of the instance would carry a wrapper bound to the original),
+All are put right for the user's unmodified layers by functions that look whether an `adaptation_scope` is open in the
+current thread: `BatchNormalization.call`, `tf.nn.moments`, `tf.nn.bias_add`; and `tf.nn.max_pool`, for its speed and its
+precision under XLA. Outside such a scope they are the originals. Ways not taken: a wrapper on each layer instance (a copy of the instance would carry a wrapper bound to the original),
 rebuilding the model with other layers (a subclassed model cannot be rebuilt), swapping the functions for the time of a
 call (replica threads and servers see each other's swaps).
 """
