@@ -13,10 +13,11 @@ reads the same tensor. In a second-order graph that filter gradient may depend o
 with "914 nodes in a cycle" (TensorFlow 2.21, every other trace of a convolution with a bias before a normalisation).
 
 All are put right for the user's unmodified layers by functions that look whether an `adaptation_scope` is open in the
-current thread: `BatchNormalization.call`, `tf.nn.moments`, `tf.nn.bias_add`; and `tf.nn.max_pool`, for its speed and its
-precision under XLA. Outside such a scope they are the originals. Ways not taken: a wrapper on each layer instance (a copy of the instance would carry a wrapper bound to the original),
-rebuilding the model with other layers (a subclassed model cannot be rebuilt), swapping the functions for the time of a
-call (replica threads and servers see each other's swaps).
+current thread: `BatchNormalization.call`, `tf.nn.moments`, `tf.nn.bias_add`; and `tf.nn.max_pool`, for its speed and
+its precision under XLA. Outside such a scope they are the originals. Ways not taken: a wrapper on each layer instance
+(a copy of the instance would carry a wrapper bound to the original), rebuilding the model with other layers (a
+subclassed model cannot be rebuilt), swapping the functions for the time of a call (replica threads and servers see
+each other's swaps).
 """
 
 import contextlib
