@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from keras_maml.inner_loop import repeat, replace
 from keras_maml.layers import adaptation_scope, statistics_of
+from keras_maml.losses import keras_mask
 from keras_maml.selection import flatten_layers
 
 
@@ -217,7 +218,8 @@ class Task:
         learner = self.learner
         theta, extra, features = constants
         x, y, weight = data
-        x = x if features is None else features
+        if features is not None:
+            x = tf.nest.map_structure(_with_mask_of, x, features)
         start = [tf.stop_gradient(p) for p in carry.params] if stop else carry.params
 
         def support_loss(values):
@@ -288,6 +290,14 @@ class Task:
             ]
             weight = tf.concat([ones[0], tf.cast(ones[1], ones[0].dtype)], 0)
         return join(support_x, query_x), join(support_y, query_y), weight
+
+
+def _with_mask_of(original, copy):
+    """A loop's copy of a tensor, with the mask that Keras hung on the original."""
+    mask = keras_mask(original)
+    if mask is not None:
+        copy._keras_mask = mask
+    return copy
 
 
 def value_and_gradients(function, variables, scale=1.0):

@@ -79,8 +79,8 @@ def _loop(step, constants, carry, first, last, keep=False):
             tf.nest.assert_same_structure(carry, after, check_types=False)
         except ValueError as error:
             raise ValueError(
-                f"More than {MOST_UNROLLED_STEPS} inner steps run in a loop, where `LearningRule.step` must return a "
-                f"state structured as the one that `init` returns. {error}"
+                f"Inner steps run in a loop (more than {MOST_UNROLLED_STEPS}, or `rematerialize=True`), where "
+                f"`LearningRule.step` must return a state structured as the one that `init` returns. {error}"
             ) from error
         return index + 1, tf.nest.flatten(after), histories
 
@@ -106,8 +106,10 @@ def _differentiable_loop(step, constants, carry, first, last):
         start = tf.nest.pack_sequence_as(carry, inputs[len(sought) :])
         after, histories = _loop(step, fixed, start, first, last, keep=True)
 
-        def backward(*cotangents):
-            return _backward(step, fixed, carry, histories, cotangents, first, last)
+        def backward(*cotangents, variables=()):
+            gradients = _backward(step, fixed, carry, histories, cotangents, first, last)
+            # Variables that a step reads of itself, of a layer that Keras does not track, say: no part of the model.
+            return (gradients, [None] * len(variables)) if variables else gradients
 
         return tf.nest.flatten(after), backward
 

@@ -276,8 +276,8 @@ def _route_max_pool(stock):
     @functools.wraps(stock)
     def max_pool(input, ksize, strides, padding, data_format=None, name=None):
         size = tuple(ksize) if isinstance(ksize, (list, tuple)) else ()
-        apart = len(size) == 2 and _windows_apart(size, strides, padding)
-        if _scope() is None or not apart or data_format not in (None, "NHWC") or input.dtype != tf.float32:
+        plain = _scope() is None or data_format not in (None, "NHWC") or len(size) != 2
+        if plain or not _windows_apart(size, strides, padding) or input.dtype != tf.float32:
             return stock(input, ksize, strides, padding, data_format=data_format, name=name)
         return max_pooling(input, size)
 
@@ -294,7 +294,8 @@ def pools_exactly(layer):
 
 
 def _windows_apart(size, strides, padding):
-    return size == tuple(strides) and padding.upper() == "VALID"
+    # TensorFlow also takes one number for the strides, and a list of paddings.
+    return isinstance(strides, (list, tuple)) and size == tuple(strides) and str(padding).upper() == "VALID"
 
 
 def _route_once():

@@ -35,9 +35,9 @@ def choose(model, variables):
       is a loop of TensorFlow's or slow code of XLA's; the loop over time has no vectorised gradient.
     - Dense layers: `Vectorized` under XLA, if the gradients of two tasks or more fit into
       `STACKED_BYTES`, else `Parallel`: with that many weights the products are large enough by themselves.
-    - Attention, or a large embedding: `Parallel`. Products over all words of a text are large enough by themselves: a
-      Transformer encoder (133,000 weights, 8 tasks of 25 + 75 texts of 32 words) takes 120 ms a meta-step in parallel
-      after `set_threads`, 146 ms vectorised, with a third of the time to the first step and 0.6 of the memory.
+    - Attention, or a large embedding: `Parallel`. A Transformer encoder (133,000 weights, 8 tasks of 25 + 75 texts of
+      32 words) takes 0.8 of the time in parallel after `set_threads`, as long without that, and a third of the time to
+      the first step and 0.6 of the memory either way. Smaller batches may gain by `task_mapping="vectorized"`.
 
     Time of a meta-step as a ratio to `Parallel` with TensorFlow's default threads, MAML with one inner step, 5 supports
     and 25 queries, two busy cores; in brackets `Parallel` and `Vectorized` after `keras_maml.set_threads`:
@@ -74,7 +74,7 @@ def choose(model, variables):
         return Parallel(), f"XLA cannot compile layer '{unfit[0]}'"
     attending = [layer.name for layer in layers if isinstance(layer, ATTENTION)]
     if attending:
-        return Parallel(), f"layer '{attending[0]}' attends: its products over a sequence are large by themselves"
+        return Parallel(), f"layer '{attending[0]}' attends, which is no faster as one op of many tasks"
     embeddings = [layer for layer in layers if isinstance(layer, keras.layers.Embedding)]
     large = [layer.name for layer in embeddings if _size(layer) > LARGE_EMBEDDING]
     if large:
@@ -154,8 +154,9 @@ def check(mapping, model):
     unfit = _not_vectorizable(model)
     if isinstance(mapping, Vectorized) and unfit:
         raise ValueError(
-            f"TensorFlow cannot vectorise {unfit} of model '{model.name}'. Received: task_mapping='vectorized'. Use "
-            "`task_mapping='parallel'` or 'auto'; or, for few time steps, `unroll=True` in a recurrent layer."
+            f"TensorFlow cannot vectorise {unfit} of model '{model.name}'. Received: "
+            f"task_mapping={type(mapping).__name__}. Use `task_mapping='parallel'` or 'auto'; a recurrent layer of few "
+            "time steps can be made with `unroll=True`."
         )
 
 

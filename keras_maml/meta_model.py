@@ -347,7 +347,7 @@ class MetaModel(EpisodeModel):
         """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
 
         `jit_compile="auto"` compiles what `explain_task_mapping` says, `False` nothing. It stays off for models with
-        max-pooling, whose second derivatives XLA rounds to bfloat16.
+        max-pooling over overlapping or padded windows, whose second derivatives XLA rounds to bfloat16.
         """
         bound = inspect.signature(super().compile).bind(*args, **kwargs)
         arguments = bound.arguments

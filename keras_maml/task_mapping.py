@@ -158,7 +158,7 @@ class Vectorized(TaskMapping):
 
     Args:
         jit_compile: whether XLA compiles the mapped function when it is part of a graph. A `MetaModel` does without XLA
-            where a layer has rough second derivatives under it (max-pooling).
+            where a layer has rough second derivatives under it, see `mapping_choice.rough_under_xla`.
         tasks_at_once: most tasks in a chunk, at least 1. Default: all of them; in a `MetaModel` as many as its weights
             fit into `mapping_choice.STACKED_BYTES`.
     """

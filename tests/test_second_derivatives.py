@@ -1,5 +1,7 @@
 """Hand-written second derivatives against TensorFlow's own of the composite in float64."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -169,3 +171,13 @@ def test_pooling_layer_inside_an_episode(data_format):
     with adaptation_scope("support"):
         np.testing.assert_array_equal(layer(x), keras.layers.MaxPooling2D((2, 3), data_format=data_format).call(x))
     assert layer(x).shape == ((2, 3, 2, 6) if data_format == "channels_last" else (2, 6, 3, 2))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("strides, padding", [(2, "VALID"), ([2, 2], [[0, 0], [1, 1], [1, 1], [0, 0]])])
+def test_calls_that_tensorflow_takes_are_taken(strides, padding, inside):
+    # The greatest of each window of 1, ..., 16 is its last entry; padding moves the windows by one.
+    x = tf.reshape(tf.range(1.0, 17.0), [1, 4, 4, 1])
+    expected = [6, 8, 14, 16] if padding == "VALID" else [1, 3, 4, 9, 11, 12, 13, 15, 16]
+    with adaptation_scope("support") if inside else contextlib.nullcontext():
+        np.testing.assert_array_equal(np.ravel(tf.nn.max_pool(x, [2, 2], strides, padding)), expected)
