@@ -36,7 +36,7 @@ def choose(model, variables):
     - Dense layers: `Vectorized` under XLA, if the gradients of two tasks or more fit into
       `STACKED_BYTES`, else `Parallel`: with that many weights the products are large enough by themselves.
     - Attention, or a large embedding: `Parallel`. A Transformer encoder (133,000 weights, 8 tasks of 25 + 75 texts of
-      32 words) takes 0.8 of the time in parallel after `set_threads`, as long without that, and a third of the time to
+      32 words) takes 0.8 of the time in parallel after `set_threads`, 1.1 without that, and a third of the time to
       the first step and 0.6 of the memory either way. Smaller batches may gain by `task_mapping="vectorized"`.
 
     Time of a meta-step as a ratio to `Parallel` with TensorFlow's default threads, MAML with one inner step, 5 supports

@@ -35,18 +35,23 @@ print(peak())
 """
 
 
-@pytest.fixture(scope="module")
-def megabytes():
-    """Peaks by mapping and number of tasks, a process for each; two processes at a time."""
-    peaks = {}
-    for mapping in ("parallel", "stacked"):
-        command = [sys.executable, "-c", WORKER, mapping]
-        started = {n: subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in (4, 64)}
-        for tasks, process in started.items():
+def printed(code, counts):
+    """What `python -c code name count` prints, by `(name, count)`: a process for each, a name at a time."""
+    numbers = {}
+    for name, values in counts.items():
+        command = [sys.executable, "-c", code, name]
+        started = {n: subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in values}
+        for count, process in started.items():
             output, _ = process.communicate()
             assert process.returncode == 0
-            peaks[mapping, tasks] = float(output)
-    return peaks
+            numbers[name, count] = float(output)
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def megabytes():
+    """Peaks by mapping and number of tasks."""
+    return printed(WORKER, {"parallel": (4, 64), "stacked": (4, 64)})
 
 
 def test_memory_does_not_grow_with_tasks(megabytes):
@@ -89,18 +94,9 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def rise():
-    """By mode and number of steps; a process for each, two at a time."""
-    rises = {}
-    for mode, counts in (("evaluation", (1, 100)), ("rematerialised", (1, 10)), ("kept", (1, 10))):
-        started = {
-            n: subprocess.Popen([sys.executable, "-c", STEPS, mode, str(n)], stdout=subprocess.PIPE, text=True)
-            for n in counts
-        }
-        for steps, process in started.items():
-            output, _ = process.communicate()
-            assert process.returncode == 0
-            rises[mode, steps] = float(output)
-    return rises
+    """By mode and number of steps."""
+    counts = {"evaluation": (1, 100), "rematerialised": (1, 10), "kept": (1, 10)}
+    return printed(STEPS, counts)
 
 
 def test_memory_of_an_evaluation_does_not_grow_with_steps(rise):
