@@ -1,0 +1,122 @@
+"""Reading examples by row: from tensors where arrays fit in memory, through NumPy where they stay on disk."""
+
+import hashlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_maml.episodes.checks import check_examples
+
+FINGERPRINT_ROWS = 4  # one row is not enough: two intents may begin with a "yes"
+
+
+class Examples:
+    """The examples of a source, nested as the model takes them.
+
+    Args:
+        name: of the argument, for errors.
+        x: `(N, ...)` or a structure of such: arrays, tensors, lists of numbers are held in memory; `numpy.memmap`,
+            `h5py.Dataset` and whatever else has `shape`, `dtype` and `[]` but is no array stays where it is.
+        examples: N.
+    """
+
+    def __init__(self, name, x, examples):
+        # tf.data would stack a list.
+        self.structure = keras.tree.map_structure(_as_array, keras.tree.lists_to_tuples(x))
+        check_examples(name, self.structure, examples)
+        self.name = name
+
+    def reader(self, rows=None):
+        """A function from row numbers to examples.
+
+        Args:
+            rows: sorted row numbers that will be asked for, `None` for all: only these are held in memory.
+
+        Returns:
+            `[(...), ...] -> [structure of (..., ...), ...]`: for each tensor of rows the examples.
+        """
+        leaves = [_Disk(leaf, self.name) if _stays(leaf) else _held(leaf, rows) for leaf in self._leaves()]
+
+        def read(parts):
+            held = parts
+            if rows is not None:
+                position = tf.searchsorted(tf.constant(rows, tf.int64), tf.reshape(tf.concat(parts, -1), (-1,)))
+                position = tf.reshape(tf.cast(position, tf.int64), tf.shape(tf.concat(parts, -1)))
+                held = tf.split(position, [part.shape[-1] for part in parts], -1)
+            read_leaves = [
+                leaf(parts) if isinstance(leaf, _Disk) else [tf.gather(leaf, part) for part in held] for leaf in leaves
+            ]
+            return [
+                keras.tree.pack_sequence_as(self.structure, [leaf[i] for leaf in read_leaves])
+                for i in range(len(parts))
+            ]
+
+        return read
+
+    def fingerprints(self, classes):
+        """`{hash: label}` of classes: what a class consists of, whatever it is called.
+
+        Two sources share a class if they share its number of examples and the first few of them.
+        """
+        found = {}
+        for i, name in enumerate(classes.names):
+            count = classes.sizes[i]
+            rows = np.sort(classes.rows[classes.first[i] : classes.first[i] + min(count, FINGERPRINT_ROWS)])
+            digest = hashlib.blake2b(str(count).encode(), digest_size=16)
+            for leaf in self._leaves():
+                digest.update(np.ascontiguousarray(leaf[rows]).tobytes())
+            found[digest.digest()] = name.item()
+        return found
+
+    def _leaves(self):
+        return keras.tree.flatten(self.structure)
+
+
+class _Disk:
+    """Reads rows of an array that stays on disk."""
+
+    def __init__(self, array, name):
+        self.array, self.name = array, name
+
+    def __call__(self, parts):
+        dtype = tf.as_dtype(self.array.dtype)
+        taken = tf.numpy_function(self._take, list(parts), [dtype] * len(parts), stateful=False)
+        taken = taken if isinstance(taken, list) else [taken]
+        for tensor, part in zip(taken, parts, strict=True):
+            tensor.set_shape([*part.shape, *self.array.shape[1:]])
+        return taken
+
+    def _take(self, *parts):
+        taken = [self._rows(part) for part in parts]
+        for part, block in zip(parts, taken, strict=True):
+            if block.dtype.kind == "f" and not np.isfinite(block).all():
+                bad = part[~np.isfinite(block.reshape(*part.shape, -1)).all(-1)]
+                raise ValueError(
+                    f"`{self.name}` holds NaN or infinite values in example {bad.flat[0]}. Leave it out, or mend the "
+                    "file."
+                )
+        return taken
+
+    def _rows(self, rows):
+        if isinstance(self.array, np.memmap):
+            return np.take(self.array, rows, axis=0)
+        # HDF5 reads rows in rising order only, each once.
+        different, position = np.unique(rows, return_inverse=True)
+        return np.asarray(self.array[different])[position.reshape(rows.shape)]
+
+
+def _as_array(leaf):
+    return leaf if _stays(leaf) else np.asarray(leaf)
+
+
+def _stays(leaf):
+    if isinstance(leaf, (np.ndarray, np.generic, tf.Tensor)):
+        return isinstance(leaf, np.memmap)
+    return all(hasattr(leaf, name) for name in ("shape", "dtype", "__getitem__")) and not hasattr(leaf, "to_numpy")
+
+
+def _held(leaf, rows):
+    with tf.init_scope(), tf.device("CPU:0"):
+        # The map captures eager tensors as inputs; a constant of its graph is limited to 2 GB.
+        return tf.constant(leaf if rows is None else leaf[rows])
