@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_maml import inputs
 from keras_maml.callbacks import resume_episodes
+from keras_maml.episodes import check_disjoint
 from keras_maml.metrics import BeforeAdaptation, merged_examples
 
 
@@ -34,7 +35,12 @@ class EpisodeModel(keras.Model):
         self._beginnings = Untracked({})
 
     def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at."""
+        """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at.
+
+        Episodes of `validation_data` must be of other classes than those of `x`, where builders of
+        `keras_maml.episodes` made both. To judge on the classes of training on purpose, pass `validation_data.take(-1)`,
+        of which nothing is known.
+        """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = bound.arguments
         if arguments.get("class_weight") is not None:
@@ -47,6 +53,9 @@ class EpisodeModel(keras.Model):
         if arguments.get("validation_data") is not None:
             self._check_data(arguments, "validation_data", "validation_steps")
         data = arguments.get("x")
+        parts = {"x": data, "validation_data": arguments.get("validation_data")}
+        if all(getattr(part, "plan", None) is not None for part in parts.values()):
+            check_disjoint(**parts)
         if not isinstance(data, dict) and getattr(data, "num_batches", None) is None:
             arguments.setdefault("shuffle", False)  # Keras's default is for arrays and finite PyDatasets, else it warns
         resume_episodes(self, arguments, self._beginnings.value)

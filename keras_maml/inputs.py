@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 KEYS = ("support_x", "support_y", "query_x")
+OPTIONAL = ("support_weight", "domain")
 
 
 def check_shapes(x, y=None, sample_weight=None, model=None):
@@ -19,12 +20,16 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
     Raises:
         ValueError: saying what came, what was expected and how to fix it.
     """
-    if not isinstance(x, dict) or not set(KEYS) <= set(x) <= {*KEYS, "support_weight"}:
+    if not isinstance(x, dict) or not set(KEYS) <= set(x) <= {*KEYS, *OPTIONAL}:
         came = f"a dict with keys {sorted(map(str, x))}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
-            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight'. Received: {came}. Episode "
+            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight' and 'domain'. Received: {came}. Episode "
             "datasets of `keras_maml.episodes` have this form."
         )
+    domain = x.get("domain")
+    if domain is not None and (tf.nest.is_nested(domain) or len(domain.shape) != 1):
+        raise ValueError(f"`domain` must be one tensor (tasks,). Received: {_shapes(domain)}.")
+    x = {name: value for name, value in x.items() if name != "domain"}
     tasks = _agree("tasks (axis 0)", 0, {**x, "y": y, "sample_weight": sample_weight})
     if tasks == 0:
         raise ValueError("The batch holds no task: axis 0 of every tensor has length 0.")

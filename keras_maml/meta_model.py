@@ -31,7 +31,7 @@ class MetaModel(EpisodeModel):
     Episodes are `(x, y)` or `(x, y, sample_weight)` with
 
     - `x = {"support_x": (T, S, ...), "support_y": (T, S, ...), "query_x": (T, Q, ...)}`, and optionally
-      `"support_weight": (T, S)`,
+      `"support_weight": (T, S)` and `"domain": (T,)`, which is for reports and not read here,
     - `y = query_y: (T, Q, ...)`, `sample_weight: (T, Q)`,
 
     for T tasks, S support and Q query examples of a task. The loss of a task is `sum(weight * loss) / sum(weight)`,

@@ -6,6 +6,8 @@ rows of an episode by numbers from `draws` and `counts`, `arrays` reads them, `p
 
 from keras_maml.episodes.arrays import from_arrays
 from keras_maml.episodes.arrays import from_groups
+from keras_maml.episodes.augmentation import augment
+from keras_maml.episodes.augmentation import rotate_classes
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.counts import AtMost
 from keras_maml.episodes.counts import ImbalancedShots
@@ -13,7 +15,10 @@ from keras_maml.episodes.counts import PerClass
 from keras_maml.episodes.counts import Shots
 from keras_maml.episodes.draws import normal
 from keras_maml.episodes.draws import uniform
+from keras_maml.episodes.mixtures import mixture
 from keras_maml.episodes.pipeline import fixed
 from keras_maml.episodes.pipeline import from_function
+from keras_maml.episodes.splits import check_disjoint
+from keras_maml.episodes.splits import split_classes
 from keras_maml.episodes.tf_datasets import from_tfds
 from keras_maml.episodes.tf_datasets import read_tfds

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_maml.episodes.checks import names_of
 from keras_maml.episodes.counts import Count, Shots
-from keras_maml.episodes.examples import Examples
+from keras_maml.episodes.reading import Examples
 from keras_maml.episodes.pipeline import Plan, check_counts
 from keras_maml.episodes.sampling import Classes, check_numbers, sampler
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 # number of queries, nor its examples with how many classes it may have.
 SUPERCLASS = 2**33
 COUNTS = 2**34
+DOMAIN = 2**35
 LAYERS = 2**40
 
 

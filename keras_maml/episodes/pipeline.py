@@ -60,6 +60,7 @@ class Plan:
         block: batches that one call of `draw` computes.
         classes: what tells the classes that episodes are made of, `{fingerprint: label}`; empty if there are none.
         domains: names of the sources of a mixture, in the order of their ids.
+        augmentations: how often `augment` was called, so that each call has random numbers of its own.
     """
 
     draw: Callable
@@ -72,6 +73,7 @@ class Plan:
     block: int = 1
     classes: dict = dataclasses.field(default_factory=dict)
     domains: tuple = ()
+    augmentations: int = 0
 
     def __post_init__(self):
         check_counts(self.tasks, self.seed, self.batches, self.start, self.shard)
@@ -110,9 +112,27 @@ class Plan:
             # A tuple is spread over arguments by tf.data.
             whole = lambda *drawn: read(drawn if len(drawn) > 1 else drawn[0])  # noqa: E731
             dataset = dataset.map(whole, num_parallel_calls=tf.data.AUTOTUNE)
-        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        options = tf.data.Options()
+        # A fresh seed, once drawn, is a state of the iterator: that the system's generator cannot be saved matters not.
+        options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+        dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
         dataset.plan = self
         return dataset
+
+
+def plan_of(dataset):
+    """The `Plan` of a dataset.
+
+    Raises:
+        ValueError: if it is not what a builder returned.
+    """
+    plan = getattr(dataset, "plan", None)
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            "Expected a dataset as a builder of `keras_maml.episodes` or `keras_maml.datasets` returned it, before "
+            f"`map`, `prefetch` and the like. Received: {type(dataset).__name__}."
+        )
+    return plan
 
 
 def from_function(function, tasks, seed=None, batches=None, start=0, block=1, shard=None):

@@ -77,7 +77,7 @@ class _Disk:
     """Reads rows of an array that stays on disk."""
 
     def __init__(self, array, name):
-        self.array, self.name = array, name
+        self.array, self.name = _mapped(array), name
 
     def __call__(self, parts):
         dtype = tf.as_dtype(self.array.dtype)
@@ -104,6 +104,17 @@ class _Disk:
         # HDF5 reads rows in rising order only, each once.
         different, position = np.unique(rows, return_inverse=True)
         return np.asarray(self.array[different])[position.reshape(rows.shape)]
+
+
+def _mapped(array):
+    """An HDF5 dataset as a `numpy.memmap` where it lies in its file as it would in memory: reads are many times faster."""
+    layout = getattr(array, "id", None)
+    if not hasattr(layout, "get_offset") or array.chunks is not None or array.file.mode != "r":
+        return array
+    offset = layout.get_offset()
+    if offset is None or array.external or array.is_virtual:
+        return array
+    return np.memmap(array.file.filename, array.dtype, "r", offset, array.shape)
 
 
 def _as_array(leaf):
