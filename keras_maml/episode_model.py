@@ -38,8 +38,8 @@ class EpisodeModel(keras.Model):
         """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at.
 
         Episodes of `validation_data` must be of other classes than those of `x`, where builders of
-        `keras_maml.episodes` made both. To judge on the classes of training on purpose, pass `validation_data.take(-1)`,
-        of which nothing is known.
+        `keras_maml.episodes` made both. To judge on the classes of training on purpose, pass
+        `validation_data.take(-1)`, of which nothing is known.
         """
         bound = inspect.signature(super().fit).bind(*args, **kwargs)
         arguments = bound.arguments

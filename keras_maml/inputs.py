@@ -23,8 +23,8 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
     if not isinstance(x, dict) or not set(KEYS) <= set(x) <= {*KEYS, *OPTIONAL}:
         came = f"a dict with keys {sorted(map(str, x))}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
-            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight' and 'domain'. Received: {came}. Episode "
-            "datasets of `keras_maml.episodes` have this form."
+            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight' and 'domain'. Received: {came}. "
+            "Episode datasets of `keras_maml.episodes` have this form."
         )
     domain = x.get("domain")
     if domain is not None and (tf.nest.is_nested(domain) or len(domain.shape) != 1):

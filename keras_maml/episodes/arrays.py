@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from keras_maml.episodes.checks import names_of
 from keras_maml.episodes.counts import Count, Shots
-from keras_maml.episodes.reading import Examples
 from keras_maml.episodes.pipeline import Plan, check_counts
+from keras_maml.episodes.reading import Examples
 from keras_maml.episodes.sampling import Classes, check_numbers, sampler
 
 # Drawing rows is many tiny operations, reading them a few large ones: so 8 batches are drawn at once.

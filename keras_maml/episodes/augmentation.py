@@ -1,4 +1,4 @@
-"""Augmentation: turned classes as new classes, and Keras preprocessing layers on supports, queries, classes or tasks."""
+"""Augmentation: turned classes as new classes, and Keras preprocessing layers on examples, classes or tasks."""
 
 import dataclasses
 import inspect

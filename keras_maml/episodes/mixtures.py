@@ -19,9 +19,9 @@ def mixture(datasets, weights=None, seed=None, batches=None, start=0, shard=None
     domains. `x["domain"]` says which, in the order of `datasets`; a `MetaModel` does not read it.
 
     Args:
-        datasets: a dict of datasets by domain, as the builders of `keras_maml.episodes` and `keras_maml.datasets` return
-            them, with the same shapes, dtypes and `tasks`. Only what an episode is comes from them, so they must be
-            made without `seed`, `batches`, `start` and `shard`.
+        datasets: a dict of datasets by domain, as the builders of `keras_maml.episodes` and `keras_maml.datasets`
+            return them, with the same shapes, dtypes and `tasks`. Only what an episode is comes from them, so they must
+            be made without `seed`, `batches`, `start` and `shard`.
         weights: share of each domain, in the order of `datasets`, 0 or more, not all 0, of any sum; `None`: equal.
         seed: see `keras_maml.episodes.from_function`, and so `batches`, `start` and `shard`.
 
@@ -48,7 +48,8 @@ def mixture(datasets, weights=None, seed=None, batches=None, start=0, shard=None
         domain, seed = drawn["domain"], drawn["seed"][0]
         # Each domain makes its own episodes only: the work is that of one batch, however many domains there are.
         places = tf.dynamic_partition(tf.range(tf.shape(domain)[0]), domain, len(plans))
-        parts = [plan.element(seed, tf.gather(drawn["index"], place)) for plan, place in zip(plans, places, strict=True)]
+        indices = [tf.gather(drawn["index"], place) for place in places]
+        parts = [plan.element(seed, index) for plan, index in zip(plans, indices, strict=True)]
         flat = zip(tf.nest.flatten(spec), *map(tf.nest.flatten, parts), strict=True)
         # An empty part has no rows to tell the shape of.
         leaves = [
@@ -80,7 +81,7 @@ def _check_plans(plans):
     first, one = next(iter(plans.items()))
     for name, plan in plans.items():
         if plan.domains:
-            raise ValueError(f"Domain '{name}' is a mixture itself. Give `mixture` all of its datasets, and the weights.")
+            raise ValueError(f"Domain '{name}' is a mixture itself. Give all of its datasets to one `mixture`.")
         if plan.tasks != one.tasks:
             raise ValueError(
                 f"The datasets of a mixture share `tasks`. Received: {one.tasks} for '{first}', {plan.tasks} for "
@@ -106,8 +107,8 @@ def _common_spec(datasets):
             same = False
         if not same:
             raise ValueError(
-                "The episodes of a mixture must have the same shapes and dtypes; where numbers of ways or shots differ, "
-                "give each domain the same range, such as `ways=(5, 20)`, and it is padded to the greatest. Received: "
-                f"'{names[0]}': {specs[0]}, '{name}': {spec}."
+                "The episodes of a mixture must have the same shapes and dtypes; where numbers of ways or shots "
+                "differ, give each domain the same range, such as `ways=(5, 20)`, and it is padded to the greatest. "
+                f"Received: '{names[0]}': {specs[0]}, '{name}': {spec}."
             )
     return specs[0]

@@ -107,7 +107,7 @@ class _Disk:
 
 
 def _mapped(array):
-    """An HDF5 dataset as a `numpy.memmap` where it lies in its file as it would in memory: reads are many times faster."""
+    """An HDF5 dataset as a `numpy.memmap`, many times faster to read, where it lies in its file as it would in memory."""
     layout = getattr(array, "id", None)
     if not hasattr(layout, "get_offset") or array.chunks is not None or array.file.mode != "r":
         return array
