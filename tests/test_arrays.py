@@ -22,7 +22,8 @@ def rows_of(dataset, count):
     """Row numbers and labels of the first `count` episodes of a tagged dataset."""
     rows, labels = [], []
     for x, y in dataset:
-        rows.extend(np.concatenate([x["support_x"], x["query_x"]], 1)[..., 0])
+        found = np.concatenate([x["support_x"], x["query_x"]], 1)
+        rows.extend(found[..., 0] if found.ndim == 3 else found)
         labels.extend(np.concatenate([x["support_y"], y], 1))
         if len(rows) >= count:
             return np.array(rows[:count]), np.array(labels[:count])
@@ -168,3 +169,101 @@ class TestFromArrays:
         arguments |= {"x": x, "labels": labels} | change
         with pytest.raises(ValueError, match=message):
             episodes.from_arrays(**arguments)
+
+
+    @pytest.mark.parametrize("names", [np.array(["b", "a", "d"]), np.array(["b", "a", "d"], object), ["b", "a", "d"]])
+    def test_labels_may_be_names(self, names):
+        rows, labels = np.arange(30), np.arange(30) % 3
+        by_number = episodes.from_arrays(rows, np.array([1, 0, 2])[labels], 2, 1, 3, tasks=5, seed=0)
+        by_name = episodes.from_arrays(rows, [names[label] for label in labels], 2, 1, 3, tasks=5, seed=0)
+        np.testing.assert_array_equal(rows_of(by_number, 5), rows_of(by_name, 5))
+
+    def test_objects_and_strings_are_no_examples(self):
+        ragged = np.array([np.zeros(n % 2 + 1) for n in range(30)], object)
+        lists, strings = [[0.0] * (n % 2 + 1) for n in range(30)], np.array(["a"] * 30)
+        for x, message in ((lists, "dtype object"), (ragged, "object.*unequal shapes"), (strings, "from_text")):
+            with pytest.raises(ValueError, match=message):
+                episodes.from_arrays(x, np.arange(30) % 3, 2, 1, 1, tasks=2)
+        with pytest.raises(ValueError, match="label 2 is 1.5, a float"):
+            episodes.from_arrays(np.zeros(3), np.array(["a", "b", 1.5], object), 2, 1, 1, tasks=2)
+
+    def test_a_list_of_numbers_is_an_array(self):
+        dataset = episodes.from_arrays({"a": [0.5] * 30}, [0, 1] * 15, 2, 1, 1, tasks=2)
+        assert dataset.element_spec[0]["query_x"]["a"].shape == (2, 2)
+
+    def test_the_first_example_with_nan_is_named(self):
+        x = np.zeros((30, 2))
+        x[[7, 9], 1] = np.nan
+        with pytest.raises(ValueError, match="2 of 30 examples, the first is 7"):
+            episodes.from_arrays(x, np.arange(30) % 3, 2, 1, 1, tasks=2)
+
+    def test_padding_shows_nothing(self):
+        rows, labels = tagged()
+        dataset = episodes.from_arrays({"a": rows + 1, "b": rows}, labels, (2, 4), (1, 3), 1, tasks=50, seed=0)
+        x, y, sample_weight = next(iter(dataset))
+        assert x["support_weight"].dtype == sample_weight.dtype == tf.float32
+        assert x["support_x"]["a"].shape == (50, 12, 1) and y.shape == (50, 4)
+        for part, weight in (("support", x["support_weight"]), ("query", sample_weight)):
+            real = weight.numpy() > 0
+            assert 0 < real.mean() < 1
+            a, b = (x[f"{part}_x"][key].numpy()[..., 0] for key in "ab")
+            assert (a[~real] == 0).all() and (b[~real] == 0).all()
+            np.testing.assert_array_equal(a[real], b[real] + 1)
+
+    def test_classes_keep_only_their_examples_in_memory(self):
+        rows, labels = tagged()
+        part = episodes.from_arrays(rows, labels, 2, 1, 3, tasks=9, seed=0, classes=[40, -7])
+        keep = np.isin(labels, [40, -7])
+        alone = episodes.from_arrays(rows[keep], labels[keep], 2, 1, 3, tasks=9, seed=0)
+        np.testing.assert_array_equal(rows_of(part, 9), rows_of(alone, 9))
+
+    def test_within_needs_one_name_an_example(self):
+        rows, labels = tagged()
+        with pytest.raises(ValueError, match=r"shape \(28,\). Received: \(5,\)"):
+            episodes.from_arrays(rows, labels, 2, 1, 1, tasks=2, within=np.arange(5))
+
+
+class TestFromGroups:
+    GROUPS = np.random.default_rng(1).permutation(np.repeat(["u", "v", "w"], [4, 7, 5]))
+
+    def read(self, count=200, **arguments):
+        rows = np.arange(16)
+        arguments = {"shots": 2, "queries": 2, "tasks": 10, "seed": 0} | arguments
+        y = rows[:, None] * [1.0, 10.0]
+        return list(episodes.from_groups(rows, y, self.GROUPS, **arguments).take(count // 10))
+
+    def test_an_episode_is_of_one_group_and_keeps_its_targets(self):
+        groups = []
+        for x, y in self.read():
+            assert x["support_y"].shape == (10, 2, 2) and y.dtype == tf.float64
+            np.testing.assert_array_equal(x["support_y"], x["support_x"].numpy()[..., None] * [1.0, 10.0])
+            np.testing.assert_array_equal(y, x["query_x"].numpy()[..., None] * [1.0, 10.0])
+            rows = np.concatenate([x["support_x"], x["query_x"]], 1)
+            assert all(len(set(row)) == 4 for row in rows.tolist())
+            names = self.GROUPS[rows]
+            assert (names == names[:, :1]).all()
+            groups.extend(names[:, 0])
+        check_uniform(np.unique(groups, return_counts=True)[1])
+
+    def test_a_cold_start_takes_what_there_is(self):
+        for x, y, sample_weight in self.read(shots=3, queries=episodes.AtMost(9)):
+            size = np.array([np.sum(self.GROUPS == self.GROUPS[row]) for row in x["support_x"][:, 0]])
+            np.testing.assert_array_equal(sample_weight.numpy().sum(1), size - 3)
+            assert (y.numpy()[sample_weight.numpy() == 0] == 0).all()
+
+    def test_supports_come_before_queries_where_order_is_time(self):
+        for x, _ in self.read(ordered=True):
+            assert (x["support_x"].numpy().max(1) < x["query_x"].numpy().min(1)).all()
+
+    def test_a_group_with_one_example_is_named(self):
+        with pytest.raises(ValueError, match=r"group b has 1 example, shots \+ queries needs 2 \(1 of 2 groups"):
+            episodes.from_groups(np.zeros(4), np.zeros(4), ["a", "a", "b", "a"], 1, 1, tasks=2)
+        with pytest.raises(ValueError, match="group b has 1 example"):
+            at_most = episodes.AtMost(5)
+            episodes.from_groups(np.zeros(4), np.zeros(4), ["a", "a", "b", "a"], at_most, at_most, tasks=2)
+
+    def test_targets_fit_the_groups(self):
+        with pytest.raises(ValueError, match=r"`y` must have shape \(4, ...\)"):
+            episodes.from_groups(np.zeros(4), np.zeros(3), [1, 1, 2, 2], 1, 1, tasks=2)
+        with pytest.raises(ValueError, match="`y` holds NaN"):
+            episodes.from_groups(np.zeros(4), [0, 1, 2, np.nan], [1, 1, 2, 2], 1, 1, tasks=2)

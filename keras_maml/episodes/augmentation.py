@@ -161,7 +161,8 @@ class _Transform:
         example = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), x)
         with tf.init_scope():
             if not self.layer.built:
-                self.layer(tf.nest.map_structure(lambda s: np.zeros([n or 1 for n in s.shape], s.dtype.name), example))
+                # Symbolic, as a call would draw from the layer's generators.
+                self.layer(tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), example))
             self._check_state()
             traced = tf.function(self._call, autograph=False).get_concrete_function(
                 example, tf.TensorSpec((4,), tf.int32)

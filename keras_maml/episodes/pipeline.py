@@ -101,7 +101,8 @@ class Plan:
         def cut(leaf):
             return tf.reshape(leaf, (block, self.tasks, *leaf.shape[1:]))
 
-        positions = tf.data.Dataset.counter() if batches is None else tf.data.Dataset.range(batches // block)
+        # `Dataset.counter` counts anew in every worker of tf.data service; a range is shared out.
+        positions = tf.data.Dataset.range(tf.int64.max if batches is None else batches // block)
         if seed is None:
             positions = positions.scan(np.int64(-1), _with_fresh_seed)
         dataset = positions.map(compute, num_parallel_calls=tf.data.AUTOTUNE)

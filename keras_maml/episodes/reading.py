@@ -22,8 +22,7 @@ class Examples:
     """
 
     def __init__(self, name, x, examples):
-        # tf.data would stack a list.
-        self.structure = keras.tree.map_structure(_as_array, keras.tree.lists_to_tuples(x))
+        self.structure = _as_arrays(x)
         check_examples(name, self.structure, examples)
         self.name = name
 
@@ -107,7 +106,7 @@ class _Disk:
 
 
 def _mapped(array):
-    """An HDF5 dataset as a `numpy.memmap`, many times faster to read, where it lies in its file as it would in memory."""
+    """An HDF5 dataset as a `numpy.memmap`, much faster to read, where it lies in its file as it would in memory."""
     layout = getattr(array, "id", None)
     if not hasattr(layout, "get_offset") or array.chunks is not None or array.file.mode != "r":
         return array
@@ -117,8 +116,18 @@ def _mapped(array):
     return np.memmap(array.file.filename, array.dtype, "r", offset, array.shape)
 
 
-def _as_array(leaf):
-    return leaf if _stays(leaf) else np.asarray(leaf)
+def _as_arrays(x):
+    """The structure with its leaves as arrays; a list of numbers is an array, a list of arrays several inputs."""
+    if isinstance(x, dict):
+        return {key: _as_arrays(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)) and any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
+        return tuple(_as_arrays(value) for value in x)  # tf.data would stack a list
+    if _stays(x):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError:  # lists of unequal lengths: refused with all other objects
+        return np.asarray(x, object)
 
 
 def _stays(leaf):

@@ -67,7 +67,7 @@ class Classes:
             label = self.names[np.searchsorted(self.first, row, side="right") - 1]
             raise ValueError(
                 f"`within` must give one superclass to all examples of a label. Received: label {label} within "
-                f"{names[expected[row]]!r} and within {names[superclass_of_row[row]]!r}. If two superclasses use one "
+                f"'{names[expected[row]]}' and within '{names[superclass_of_row[row]]}'. If two superclasses use one "
                 "label for different classes, join the names: numpy.char.add(within, labels)."
             )
         return names, of_first
@@ -114,7 +114,7 @@ class Classes:
         few = np.flatnonzero(self.class_sizes < needed)
         if len(few):
             raise ValueError(
-                f"Superclass {self.superclasses[few[0]]!r} of `within` has {self.class_sizes[few[0]]} classes, "
+                f"Superclass '{self.superclasses[few[0]]}' of `within` has {self.class_sizes[few[0]]} classes, "
                 f"ways={needed} are needed ({len(few)} of {len(self.superclasses)} superclasses have too few). Lower "
                 "`ways`, give a range such as `ways=(2, 5)`, or leave those superclasses out by `classes`."
             )
