@@ -37,6 +37,7 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
     episodes = {"support": [x["support_x"], x["support_y"]], "query": [x["query_x"]]}
     if y is not None:
         episodes["query"].append(y)
+    sample_weight = x.get("query_weight") if sample_weight is None else sample_weight
     for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
         if weight is not None:
             episodes[name] = tf.cast(weight, variables[0].dtype)

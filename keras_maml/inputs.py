@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 KEYS = ("support_x", "support_y", "query_x")
-OPTIONAL = ("support_weight", "domain")
+OPTIONAL = ("support_weight", "query_weight", "domain")
 
 
 def check_shapes(x, y=None, sample_weight=None, model=None):
@@ -23,7 +23,7 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
     if not isinstance(x, dict) or not set(KEYS) <= set(x) <= {*KEYS, *OPTIONAL}:
         came = f"a dict with keys {sorted(map(str, x))}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
-            f"x must be a dict with keys {list(KEYS)} and optionally 'support_weight' and 'domain'. Received: {came}. "
+            f"x must be a dict with keys {list(KEYS)} and optionally {list(OPTIONAL)}. Received: {came}. "
             "Episode datasets of `keras_maml.episodes` have this form."
         )
     domain = x.get("domain")
@@ -34,11 +34,12 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
     if tasks == 0:
         raise ValueError("The batch holds no task: axis 0 of every tensor has length 0.")
     supports = {k: x.get(k) for k in ("support_x", "support_y", "support_weight")}
-    queries = {"query_x": x["query_x"], "y": y, "sample_weight": sample_weight}
+    queries = {"query_x": x["query_x"], "y": y, "sample_weight": sample_weight, "query_weight": x.get("query_weight")}
     for what, group in (("supports", supports), ("queries", queries)):
         if _agree(f"{what} (axis 1)", 1, group) == 0:
             raise ValueError(f"The tasks have no {what}: axis 1 has length 0.")
-    for name, weight in (("support_weight", x.get("support_weight")), ("sample_weight", sample_weight)):
+    weights = {"sample_weight": sample_weight, **{name: x.get(name) for name in ("support_weight", "query_weight")}}
+    for name, weight in weights.items():
         if weight is not None and (tf.nest.is_nested(weight) or len(weight.shape) != 2):
             raise ValueError(
                 f"`{name}` must be one tensor (tasks, examples). Received: {_shapes(weight)}."
@@ -47,6 +48,12 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
     if y is not None:
         _agree_structures("support_y", x["support_y"], "y", y)
     _check_model_input(x["support_x"], model)
+
+
+def unpack(data):
+    """`(x, y, sample_weight)` of a batch; without a `sample_weight` the one that `x` may carry, `"query_weight"`."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    return x, y, x.get("query_weight") if sample_weight is None and isinstance(x, dict) else sample_weight
 
 
 def _agree(what, axis, group):

@@ -31,13 +31,12 @@ class MetaModel(EpisodeModel):
     Episodes are `(x, y)` or `(x, y, sample_weight)` with
 
     - `x = {"support_x": (T, S, ...), "support_y": (T, S, ...), "query_x": (T, Q, ...)}`, and optionally
-      `"support_weight": (T, S)` and `"domain": (T,)`, which is for reports and not read here,
-    - `y = query_y: (T, Q, ...)`, `sample_weight: (T, Q)`,
+      `"support_weight": (T, S)`, `"query_weight": (T, Q)`, `"domain": (T,)`, which is for reports and not read here,
+    - `y = query_y: (T, Q, ...)`, `sample_weight: (T, Q)`, default the `"query_weight"`, which `predict` reads too,
 
     for T tasks, S support and Q query examples of a task. The loss of a task is `sum(weight * loss) / sum(weight)`,
     plus the model's regularisation losses at the adapted weights; tasks count equally. Rows of weight 0 reach no loss,
-    no metric and no batch moment; `predict` and `call` take no weight for queries, whose padding enters transductive
-    moments there.
+    no metric and no batch moment.
 
     Stock `BatchNormalization` uses the statistics of the examples in each call, in `fit` and in evaluation alike
     (transductive); `keras_maml.layers.BatchNormalization` offers other ways. Dropout is on in `fit` only, with masks of
@@ -321,7 +320,7 @@ class MetaModel(EpisodeModel):
 
     def train_step(self, data):
         """One outer update."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = inputs.unpack(data)
         stacked, gradients, updates = self._learn(x, y, sample_weight)
         share = share_of_tasks(tf.shape(stacked["loss"])[0])
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.
@@ -333,7 +332,7 @@ class MetaModel(EpisodeModel):
 
     def test_step(self, data):
         """Adapts to the supports and judges on the queries."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = inputs.unpack(data)
         self._prepare(x, y, sample_weight)
 
         def one_task(task, variables):

@@ -64,7 +64,7 @@ def from_arrays(
     Returns:
         A `tf.data.Dataset` of `(x, y)`: `{"support_x": (T, S, ...), "support_y": (T, S), "query_x": (T, Q, ...)}` and
         `query_y: (T, Q)`, the labels `int32` in `0 .. ways - 1`. Where sizes vary, of `(x, y, sample_weight)`, with
-        `x["support_weight"]: (T, S)` and `sample_weight: (T, Q)`, `float32`.
+        `x["support_weight"]: (T, S)`, and `sample_weight: (T, Q)`, which is also `x["query_weight"]`, `float32`.
 
     Raises:
         ValueError: if an argument is out of range, the arrays do not fit each other, a value is not finite, or classes,
@@ -177,7 +177,8 @@ def _reader(draw, read_x, read_y=None):
         x = {"support_x": xs[0], "support_y": ys[0], "query_x": xs[1]}
         if weights[0] is None:
             return x, ys[1]
-        return x | {"support_weight": weights[0]}, ys[1], weights[1]
+        # Keras gives `predict` no sample weights, so x carries them too.
+        return x | {"support_weight": weights[0], "query_weight": weights[1]}, ys[1], weights[1]
 
     return read
 
