@@ -20,5 +20,7 @@ from keras_maml.episodes.pipeline import fixed
 from keras_maml.episodes.pipeline import from_function
 from keras_maml.episodes.splits import check_disjoint
 from keras_maml.episodes.splits import split_classes
+from keras_maml.episodes.text import from_text
+from keras_maml.episodes.text import read_text
 from keras_maml.episodes.tf_datasets import from_tfds
 from keras_maml.episodes.tf_datasets import read_tfds
