@@ -98,8 +98,8 @@ class TestSplits:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({"split": "background"}, "`split` must be 'original' or .*split='background'"),
-            ({"split": (1200, 423)}, "`split` must be 'original' or"),
+            ({"split": "background"}, "`split` must be 'original', .*split='background'"),
+            ({"split": (1200, 423)}, "`split` must be 'original', 'small1', 'small2' or"),
             ({"split": (1200, 300, 124)}, "at most 1623 characters together"),
             ({"split": (1200, -1, 424)}, r"`split\[1\]` must be an integer of at least 0"),
             ({"rotated": "train"}, "`rotated` must be a sequence of names.*rotated='train'"),
@@ -147,6 +147,27 @@ class TestDrawings:
         splits = omniglot(data_dir, "original", rotated=("train", "test"), download=False)
         sizes = {name: len(np.unique(labels)) for name, (_, labels) in splits.items()}
         assert sizes == {"train": 4 * 964, "test": 4 * 659}
+
+    @pytest.mark.parametrize("name, characters", [("small1", 136), ("small2", 156)])
+    def test_the_small_splits(self, data_dir, name, characters):
+        # Five alphabets each; their counts of characters are those of the set's own README.
+        splits = omniglot(data_dir, name, rotated=(), download=False, alphabets=True)
+        assert len(np.unique(splits["train"][1])) == characters
+        assert len(np.unique(splits["train"][2])) == 5 and len(np.unique(splits["test"][2])) == 20
+        assert not set(splits["train"][2]) & set(splits["test"][2])
+
+    def test_alphabets_go_with_their_characters(self, data_dir):
+        splits = omniglot(data_dir, (50, 0, 20), download=False, alphabets=True)
+        plain = omniglot(data_dir, (50, 0, 20), download=False)
+        for name, (images, labels, alphabets) in splits.items():
+            np.testing.assert_array_equal(images, plain[name][0])
+            np.testing.assert_array_equal(labels, plain[name][1])
+            # A character has one alphabet, and its turned copies are of the alphabet turned as they are.
+            pairs = np.unique(np.stack([labels, alphabets]), axis=1)
+            assert pairs.shape[1] == len(np.unique(labels))
+            np.testing.assert_array_equal(alphabets // 50, labels // 1623)
+            of = {label: alphabet for label, alphabet in pairs.T}
+            assert all(of[label % 1623] == alphabet % 50 for label, alphabet in of.items())
 
     def test_drawings_are_shrunk_as_by_pillow_and_inverted(self, data_dir):
         # An independent kernel, in floats: half a level of 255 is rounding, a hundredth float32.

@@ -3,8 +3,12 @@
 import numpy as np
 
 from keras_maml import episodes
+from keras_maml.episodes.tf_datasets import open_tfds
 
 CHARACTERS = 1623
+ALPHABETS = 50
+# What `split` names: tensorflow-datasets' splits for training and for the test.
+NAMED = {"original": ("train", "test"), "small1": ("small1", "test"), "small2": ("small2", "test")}
 
 
 def omniglot(
@@ -14,6 +18,7 @@ def omniglot(
     image_size=28,
     seed=0,
     download=True,
+    alphabets=False,
 ):
     """Splits of Omniglot by character, as arrays ready for `keras_maml.episodes.from_arrays`.
 
@@ -36,16 +41,21 @@ def omniglot(
         split: `(train, validation, test)`, how many of the 1,623 characters go to each, after a
             shuffle by `seed`; a count of 0 leaves the split out. Or `"original"`: the 964
             background characters for `"train"`, the 659 of the evaluation set, of other alphabets,
-            for `"test"`.
+            for `"test"`. Or `"small1"`, `"small2"`: the same test, and for `"train"` one of the two
+            sets of five background alphabets by which Lake et al. make the task harder.
         rotated: names of the splits whose characters appear in all four orientations. Finn et al.
             rotate in every split: `("train", "validation", "test")`.
         image_size: pixels of a side, at least 1.
-        seed: 0 or more: which characters go to which split; unused by `"original"`.
+        seed: 0 or more: which characters go to which split; unused by named splits.
         download: whether to fetch and prepare the dataset if it is not there.
+        alphabets: whether the alphabet of every drawing comes too, for episodes of characters of
+            one alphabet: `from_arrays(images, labels, ..., within=alphabets)`.
 
     Returns:
-        A dict of `(images, labels)` by `"train"`, `"validation"` and `"test"`, for `"original"` by
-        `"train"` and `"test"`: `uint8` `(N, image_size, image_size, 1)`, `int64` `(N,)`.
+        A dict of `(images, labels)` by `"train"`, `"validation"` and `"test"`, for named splits by
+        `"train"` and `"test"`: `uint8` `(N, image_size, image_size, 1)`, `int64` `(N,)`. With
+        `alphabets`, of `(images, labels, alphabets)`, the latter `int64` `alphabet + 50 * turns`: a
+        turned alphabet is an alphabet of its own.
 
     Raises:
         ImportError: if tensorflow-datasets is not installed.
@@ -61,22 +71,36 @@ def omniglot(
     """
     episodes.check_whole(1, image_size=image_size)
     episodes.check_whole(0, seed=seed)
-    names = ("train", "test") if split == "original" else ("train", "validation", "test")
     _check_split(split)
+    named = isinstance(split, str)
+    names = ("train", "test") if named else ("train", "validation", "test")
     _check_rotated(rotated, names)
     parts = {
-        name: episodes.read_tfds("omniglot", name, image_size, data_dir, download)
-        for name in ("train", "test")
+        name: _read(source, image_size, data_dir, download, alphabets)
+        for name, source in zip(("train", "test"), NAMED[split if named else "original"], strict=True)
     }
-    if split != "original":
-        parts = _part(*map(np.concatenate, zip(*parts.values(), strict=True)), split, seed)
-    return {
-        name: _turned(255 - images[..., :1], labels, turns=4 if name in rotated else 1)
-        for name, (images, labels) in parts.items()
-    }
+    if not named:
+        parts = _part(*map(np.concatenate, zip(*parts.values(), strict=True)), split=split, seed=seed)
+    return {name: _turned(*columns, turns=4 if name in rotated else 1) for name, columns in parts.items()}
 
 
-def _part(images, labels, split, seed):
+def _read(source, image_size, data_dir, download, alphabets):
+    images, labels = episodes.read_tfds("omniglot", source, image_size, data_dir, download)
+    columns = 255 - images[..., :1], labels
+    if not alphabets:
+        return columns
+    # Files are read in one order, so that the rows are the same; pictures are not decoded for it.
+    from tensorflow_datasets import decode
+
+    skipped = {"image": decode.SkipDecoding()}
+    rows = open_tfds("omniglot", source, None, data_dir, download, decoders=skipped).as_numpy_iterator()
+    found = np.array([(row["label"], row["alphabet"]) for row in rows], "int64")
+    if (found[:, 0] != labels).any():
+        raise ValueError(f"Split '{source}' of omniglot came in another order than before. Prepare the dataset anew.")
+    return (*columns, found[:, 1])
+
+
+def _part(images, labels, *more, split, seed):
     # By the generator of the episodes: streams of numpy's may change from version to version.
     characters = np.unique(labels)
     shuffled = characters[np.argsort(episodes.uniform(seed, characters, 1)[0])]
@@ -85,23 +109,26 @@ def _part(images, labels, split, seed):
         rows = np.isin(labels, shuffled[:count])
         shuffled = shuffled[count:]
         if count:
-            parts[name] = images[rows], labels[rows]
+            parts[name] = tuple(column[rows] for column in (images, labels, *more))
     return parts
 
 
-def _turned(images, labels, turns):
-    return (
+def _turned(images, labels, alphabets=None, *, turns):
+    turned = (
         np.concatenate([np.rot90(images, turn, axes=(1, 2)) for turn in range(turns)]),
         np.concatenate([labels + CHARACTERS * turn for turn in range(turns)]),
     )
+    if alphabets is None:
+        return turned
+    return (*turned, np.concatenate([alphabets + ALPHABETS * turn for turn in range(turns)]))
 
 
 def _check_split(split):
-    if split == "original":
+    if isinstance(split, str) and split in NAMED:
         return
     if isinstance(split, str) or len(split) != 3 or sum(split) > CHARACTERS:
         raise ValueError(
-            "`split` must be 'original' or (train, validation, test), of at most "
+            "`split` must be 'original', 'small1', 'small2' or (train, validation, test), of at most "
             f"{CHARACTERS} characters together. Received: split={split!r}."
         )
     episodes.check_whole(0, **dict(zip(("split[0]", "split[1]", "split[2]"), split, strict=True)))

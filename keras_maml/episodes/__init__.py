@@ -20,7 +20,13 @@ from keras_maml.episodes.pipeline import fixed
 from keras_maml.episodes.pipeline import from_function
 from keras_maml.episodes.splits import check_disjoint
 from keras_maml.episodes.splits import split_classes
+from keras_maml.episodes.folders import from_folder
+from keras_maml.episodes.folders import read_folder
+from keras_maml.episodes.tables import from_table
+from keras_maml.episodes.tables import read_table
 from keras_maml.episodes.text import from_text
 from keras_maml.episodes.text import read_text
+from keras_maml.episodes.tf_datasets import from_dataset
 from keras_maml.episodes.tf_datasets import from_tfds
+from keras_maml.episodes.tf_datasets import read_dataset
 from keras_maml.episodes.tf_datasets import read_tfds
