@@ -76,3 +76,55 @@ class TestFromTfds:
         pytest.importorskip("tensorflow_datasets")
         with pytest.raises(ValueError, match="'omniglot' is not prepared.*download=False"):
             episodes.read_tfds("omniglot", "train", data_dir=str(tmp_path), download=False)
+
+
+class TestFromDataset:
+    X = np.arange(24.0).reshape(12, 2)
+    Y = np.arange(12) // 4
+
+    @pytest.mark.parametrize("batch", [None, 5])
+    def test_reads_examples_and_batches(self, batch):
+        dataset = tf.data.Dataset.from_tensor_slices(({"a": self.X, "b": self.X[:, 0]}, self.Y))
+        x, labels = episodes.read_dataset(dataset if batch is None else dataset.batch(batch))
+        np.testing.assert_array_equal(x["a"], self.X)
+        np.testing.assert_array_equal(x["b"], self.X[:, 0])
+        np.testing.assert_array_equal(labels, self.Y)
+
+    def test_gives_the_episodes_of_its_arrays(self):
+        dataset = tf.data.Dataset.from_tensor_slices((self.X, self.Y))
+        sampling = dict(ways=3, shots=1, queries=2, tasks=4, seed=0)
+        x, y = next(iter(episodes.from_dataset(dataset, **sampling)))
+        expected_x, expected_y = next(iter(episodes.from_arrays(self.X, self.Y, **sampling)))
+        np.testing.assert_array_equal(x["support_x"], expected_x["support_x"])
+        np.testing.assert_array_equal(y, expected_y)
+
+    def test_labels_may_be_strings(self):
+        names = np.array(["a", "é", "c"])[self.Y]
+        _, labels = episodes.read_dataset(tf.data.Dataset.from_tensor_slices((self.X, names)))
+        np.testing.assert_array_equal(labels, names)
+
+    @pytest.mark.parametrize(
+        "dataset, message",
+        [
+            (np.zeros(3), "Expected a `tf.data.Dataset`"),
+            (tf.data.Dataset.from_tensor_slices(np.zeros(3)), r"pairs \(x, y\)"),
+            (tf.data.Dataset.from_tensor_slices((np.zeros(3),) * 3), r"pairs \(x, y\)"),
+            (tf.data.Dataset.from_tensor_slices((np.zeros((3, 2)), np.eye(3))).batch(2), "`argmax`"),
+            (tf.data.Dataset.from_tensor_slices((np.zeros(3), np.arange(3))).repeat(), r"never ends.*`take\(n\)`"),
+            (tf.data.Dataset.from_tensor_slices((np.zeros(3), np.arange(3))).take(0), "no example"),
+            (
+                tf.data.Dataset.from_generator(
+                    lambda: iter([(np.zeros(2), 1), (np.zeros(3), 2)]),
+                    output_signature=(tf.TensorSpec((None,)), tf.TensorSpec((), tf.int32)),
+                ),
+                "one shape. Received: shape",
+            ),
+            (
+                tf.data.Dataset.from_tensor_slices((tf.ragged.constant([[1], [2, 3]]), [0, 1])),
+                "Expected dense tensors",
+            ),
+        ],
+    )
+    def test_errors(self, dataset, message):
+        with pytest.raises(ValueError, match=message):
+            episodes.read_dataset(dataset)
