@@ -7,8 +7,8 @@ Meta-trains on the intents of five domains of CLINC150 and judges on those of th
 
 Beside the meta-learned net it judges, on the same tasks, the same net trained from scratch on the supports of each
 task (the best of some learning rates and numbers of steps, chosen on the two validation domains) and nearest centroids
-on the meta-learned net's own features. Every word has a bin by its hash, so there is no vocabulary that could know the words
-of test domains, and words that training never saw are told apart all the same.
+on the meta-learned net's own features. Every word has a bin by its hash, so there is no vocabulary that could know the
+words of test domains, and words that training never saw are told apart all the same.
 """
 
 import argparse

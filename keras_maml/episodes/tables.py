@@ -55,13 +55,12 @@ def read_table(table, target, features=None, group=None):
         raise ValueError(f"The table is empty. Received: {len(columns)} columns without a row.")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The columns of a table must be of one length. Received: {lengths}.")
-    others = [name for name in columns if name not in (target, group)]
-    inputs = others if features is None else features
-    x = _features(columns, inputs) if not isinstance(inputs, dict) else {
-        name: _features(columns, names) for name, names in inputs.items()
-    }
-    result = (x, _column(columns, target, "target"))
-    return result if group is None else (*result, _column(columns, group, "group"))
+    y = _column(columns, target, "target")
+    groups = () if group is None else (_column(columns, group, "group"),)
+    inputs = [name for name in columns if name not in (target, group)] if features is None else features
+    if isinstance(inputs, dict):
+        return {name: _features(columns, names) for name, names in inputs.items()}, y, *groups
+    return _features(columns, inputs), y, *groups
 
 
 def _columns(table):
