@@ -6,9 +6,9 @@ from keras_maml import episodes
 from keras_maml.datasets import gaussian_process
 
 KERNELS = {
-    "rbf": lambda d, l: np.exp(-(d**2) / (2 * l**2)),
-    "matern52": lambda d, l: (1 + 5**0.5 * d / l + 5 * d**2 / (3 * l**2)) * np.exp(-(5**0.5) * d / l),
-    "periodic": lambda d, l: np.exp(-2 * np.sin(np.pi * d) ** 2 / l**2),
+    "rbf": lambda d, s: np.exp(-(d**2) / (2 * s**2)),
+    "matern52": lambda d, s: (1 + 5**0.5 * d / s + 5 * d**2 / (3 * s**2)) * np.exp(-(5**0.5) * d / s),
+    "periodic": lambda d, s: np.exp(-2 * np.sin(np.pi * d) ** 2 / s**2),
 }
 
 
