@@ -16,7 +16,7 @@ BENCHMARK_STAMP := $(VENV)/installed-benchmarks
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint wheel benchmark clean
+.PHONY: demo test lint wheel benchmark benchmark-episodes clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -33,6 +33,10 @@ wheel: $(STAMP)
 # A quarter of an hour; wants the machine for itself.
 benchmark: $(BENCHMARK_STAMP)
 	$(BIN)/python -m benchmarks.run $(BENCHMARK_ARGS)
+
+# Three minutes; how fast episodes come. Needs no peers.
+benchmark-episodes: $(STAMP)
+	$(BIN)/python -m benchmarks.episodes $(BENCHMARK_ARGS)
 
 # Leaves .venv, which takes minutes to make.
 clean:

@@ -93,13 +93,13 @@ def memory_text(table):
     return "\n".join([f"Memory: {table['title']}", *body])
 
 
-def update(path, table):
+def update(path, table, begin=START, end=END):
     """Puts a table between the two marks of a Markdown file."""
-    before, start, rest = path.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{path} must have a line '{START}' and, after it, one '{END}'.")
-    path.write_text(f"{before}{START}\n{table}{END}{after}")
+    before, found, rest = path.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path} must have a line '{begin}' and, after it, one '{end}'.")
+    path.write_text(f"{before}{begin}\n{table}{end}{after}")
 
 
 def plot(results, path):

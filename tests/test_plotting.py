@@ -38,9 +38,9 @@ def test_images_stand_in_the_row_of_their_class(tmp_path):
 
 
 def test_padding_is_left_out_and_what_does_not_fit_is_counted():
-    dataset = episodes.from_arrays(IMAGES, LABELS, (2, 3), (1, 2), {7: 1}, tasks=1, seed=1)
+    dataset = episodes.from_arrays(IMAGES, LABELS, (2, 3), (1, 2), {7: 1}, tasks=5, seed=1)
     x, _, weight = next(iter(dataset))
-    _, images, _ = shown(episodes.plot(dataset))
+    _, images, _ = shown(episodes.plot(dataset, tasks=5))
     assert len(images) == x["support_weight"].numpy().sum() + weight.numpy().sum()
     assert (x["support_weight"].numpy() == 0).any()
     many = episodes.from_arrays(np.tile(IMAGES, (3, 1, 1, 1)), np.tile(LABELS, 3), 2, 1, 25, tasks=1, seed=0)

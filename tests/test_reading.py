@@ -1,5 +1,7 @@
 """Arrays that stay on disk, and what tells classes apart."""
 
+import gc
+
 import h5py
 import numpy as np
 import pytest
@@ -76,8 +78,23 @@ def test_contiguous_hdf5_is_mapped(tmp_path):
 def test_nan_on_disk_stops_the_step_and_names_the_example(tmp_path):
     x = np.zeros((60, 2), "float32")
     x[31:] = np.nan
-    with pytest.raises(tf.errors.InvalidArgumentError, match="NaN or infinite values in example (3[1-9]|[45])"):
-        first(on_disk(tmp_path, x))
+    mapped = on_disk(tmp_path, x)
+    shifted = np.memmap(tmp_path / "shifted.bin", "float32", "w+", offset=4, shape=x.shape)
+    shifted[:] = x
+    for source, kind in ((mapped, reading._Mapped), (shifted, reading._Sliced)):
+        assert isinstance(reading._on_disk(source, "x"), kind)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"NaN or infinite.*mend the file.*\[(3[1-9]|[45])"):
+            first(source)
+
+
+def test_a_mapped_file_outlives_its_name(tmp_path):
+    def make():
+        dataset = episodes.from_arrays(on_disk(tmp_path), LABELS, ways=3, shots=1, queries=2, tasks=7, seed=0)
+        return iter(dataset)
+
+    iterator = make()
+    gc.collect()
+    check_same(next(iterator), first(X))
 
 
 def test_shapes_on_disk_are_checked(tmp_path):

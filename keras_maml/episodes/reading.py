@@ -1,5 +1,6 @@
-"""Reading examples by row: from tensors where arrays fit in memory, through NumPy where they stay on disk."""
+"""Reading examples by row: from tensors, over mapped files too, and through NumPy where an array is something else."""
 
+import ctypes
 import hashlib
 
 import keras
@@ -35,7 +36,7 @@ class Examples:
         Returns:
             `[(...), ...] -> [structure of (..., ...), ...]`: for each tensor of rows the examples.
         """
-        leaves = [_Disk(leaf, self.name) if _stays(leaf) else _held(leaf, rows) for leaf in self._leaves()]
+        leaves = [_on_disk(leaf, self.name) if _stays(leaf) else _held(leaf, rows) for leaf in self._leaves()]
 
         def read(parts):
             held = parts
@@ -44,7 +45,7 @@ class Examples:
                 position = tf.reshape(tf.cast(position, tf.int64), tf.shape(tf.concat(parts, -1)))
                 held = tf.split(position, [part.shape[-1] for part in parts], -1)
             read_leaves = [
-                leaf(parts) if isinstance(leaf, _Disk) else [tf.gather(leaf, part) for part in held] for leaf in leaves
+                [tf.gather(leaf, part) for part in held] if tf.is_tensor(leaf) else leaf(parts) for leaf in leaves
             ]
             return [
                 keras.tree.pack_sequence_as(self.structure, [leaf[i] for leaf in read_leaves])
@@ -72,11 +73,43 @@ class Examples:
         return keras.tree.flatten(self.structure)
 
 
-class _Disk:
-    """Reads rows of an array that stays on disk."""
+def _on_disk(array, name):
+    """A function from tensors of rows to examples of an array that stays on disk."""
+    array = _mapped(array)
+    # TensorFlow wants numbers in the machine's order at addresses that its vector instructions can load.
+    plain = array.dtype.isnative and array.dtype.kind in "iuf" if isinstance(array, np.memmap) else False
+    aligned = plain and array.flags.c_contiguous and array.size and array.ctypes.data % 64 == 0
+    return _Mapped(array, name) if aligned else _Sliced(array, name)
+
+
+class _Mapped:
+    """Reads rows of a mapped file as those of a tensor in memory; the system loads the pages that are touched."""
 
     def __init__(self, array, name):
-        self.array, self.name = _mapped(array), name
+        self.array, self.name = array, name  # holds the mapping
+        # NumPy exports no read-only memory, and TensorFlow only reads: so the same bytes once more, as if writable.
+        memory = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
+        view = np.frombuffer(memory, array.dtype).reshape(array.shape)
+        self.tensor = tf.experimental.dlpack.from_dlpack(view.__dlpack__())
+
+    def __call__(self, parts):
+        return [self._finite(tf.gather(self.tensor, part), part) for part in parts]
+
+    def _finite(self, taken, rows):
+        if not taken.dtype.is_floating:
+            return taken
+        axes = list(range(rows.shape.rank, taken.shape.rank))
+        bad = tf.boolean_mask(rows, tf.reduce_any(~tf.math.is_finite(taken), axes))
+        message = f"`{self.name}` holds NaN or infinite values; leave these examples out, or mend the file:"
+        with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(bad), 0), [message, bad])]):
+            return tf.identity(taken)
+
+
+class _Sliced:
+    """Reads rows of an array by its own `[]`."""
+
+    def __init__(self, array, name):
+        self.array, self.name = array, name
 
     def __call__(self, parts):
         dtype = tf.as_dtype(self.array.dtype)
@@ -92,8 +125,8 @@ class _Disk:
             if block.dtype.kind == "f" and not np.isfinite(block).all():
                 bad = part[~np.isfinite(block.reshape(*part.shape, -1)).all(-1)]
                 raise ValueError(
-                    f"`{self.name}` holds NaN or infinite values in example {bad.flat[0]}. Leave it out, or mend the "
-                    "file."
+                    f"`{self.name}` holds NaN or infinite values; leave these examples out, or mend the file: "
+                    f"[{bad.flat[0]} ...]"
                 )
         return taken
 
