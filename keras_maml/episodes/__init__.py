@@ -16,14 +16,14 @@ from keras_maml.episodes.counts import Shots
 from keras_maml.episodes.describing import describe
 from keras_maml.episodes.draws import normal
 from keras_maml.episodes.draws import uniform
+from keras_maml.episodes.folders import from_folder
+from keras_maml.episodes.folders import read_folder
 from keras_maml.episodes.mixtures import mixture
 from keras_maml.episodes.pipeline import fixed
 from keras_maml.episodes.pipeline import from_function
 from keras_maml.episodes.plotting import plot
 from keras_maml.episodes.splits import check_disjoint
 from keras_maml.episodes.splits import split_classes
-from keras_maml.episodes.folders import from_folder
-from keras_maml.episodes.folders import read_folder
 from keras_maml.episodes.tables import from_table
 from keras_maml.episodes.tables import read_table
 from keras_maml.episodes.text import from_text

@@ -127,6 +127,7 @@ def _class_facts(support, query):
 
 
 def labels_of(y, weight, task):
+    """Class labels of one task, of integers or one-hot rows, without padding."""
     labels = y[task].argmax(-1) if y.ndim == 3 else y[task]
     return labels if weight is None else labels[weight[task] > 0]
 

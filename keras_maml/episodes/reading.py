@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_maml.episodes.checks import check_examples
 
 FINGERPRINT_ROWS = 4  # one row is not enough: two intents may begin with a "yes"
+CLASSES_AT_ONCE = 1000  # in memory, of arrays that may be on disk
 
 
 class Examples:
@@ -60,13 +61,17 @@ class Examples:
         Two sources share a class if they share its number of examples and the first few of them.
         """
         found = {}
-        for i, name in enumerate(classes.names):
-            count = classes.sizes[i]
-            rows = np.sort(classes.rows[classes.first[i] : classes.first[i] + min(count, FINGERPRINT_ROWS)])
-            digest = hashlib.blake2b(str(count).encode(), digest_size=16)
-            for leaf in self._leaves():
-                digest.update(np.ascontiguousarray(leaf[rows]).tobytes())
-            found[digest.digest()] = name.item()
+        for begin in range(0, len(classes.names), CLASSES_AT_ONCE):
+            some = slice(begin, begin + CLASSES_AT_ONCE)
+            # A smaller class repeats its last row.
+            position = np.minimum(np.arange(FINGERPRINT_ROWS), classes.sizes[some, None] - 1)
+            rows = classes.rows[classes.first[some, None] + position]
+            taken = [_rows_of(leaf, rows).reshape(len(rows), -1) for leaf in self._leaves()]
+            for i, (name, size) in enumerate(zip(classes.names[some], classes.sizes[some], strict=True)):
+                digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+                for leaf in taken:
+                    digest.update(np.ascontiguousarray(leaf[i]))
+                found[digest.digest()] = name.item()
         return found
 
     def _leaves(self):
@@ -120,7 +125,7 @@ class _Sliced:
         return taken
 
     def _take(self, *parts):
-        taken = [self._rows(part) for part in parts]
+        taken = [_rows_of(self.array, part) for part in parts]
         for part, block in zip(parts, taken, strict=True):
             if block.dtype.kind == "f" and not np.isfinite(block).all():
                 bad = part[~np.isfinite(block.reshape(*part.shape, -1)).all(-1)]
@@ -130,12 +135,6 @@ class _Sliced:
                 )
         return taken
 
-    def _rows(self, rows):
-        if isinstance(self.array, np.memmap):
-            return np.take(self.array, rows, axis=0)
-        # HDF5 reads rows in rising order only, each once.
-        different, position = np.unique(rows, return_inverse=True)
-        return np.asarray(self.array[different])[position.reshape(rows.shape)]
 
 
 def _mapped(array):
@@ -147,6 +146,15 @@ def _mapped(array):
     if offset is None or array.external or array.is_virtual:
         return array
     return np.memmap(array.file.filename, array.dtype, "r", offset, array.shape)
+
+
+def _rows_of(array, rows):
+    """Examples `(..., ...)` of rows `(...)`, by NumPy."""
+    if isinstance(array, np.ndarray):
+        return np.take(array, rows, axis=0)
+    # HDF5 reads rows in rising order only, each once.
+    different, position = np.unique(rows, return_inverse=True)
+    return np.asarray(array[different])[position.reshape(rows.shape)]
 
 
 def _as_arrays(x):
