@@ -4,6 +4,7 @@ import statistics
 import numpy as np
 import pytest
 import tensorflow as tf
+from chi_square import check_uniform
 
 from keras_maml.datasets import sinusoid
 
@@ -11,17 +12,6 @@ from keras_maml.datasets import sinusoid
 def first_batch(**arguments):
     x, y = next(iter(sinusoid(**{"seed": 0} | arguments)))
     return {name: values.numpy()[..., 0] for name, values in (x | {"query_y": y}).items()}
-
-
-def check_uniform(counts):
-    """Chi-square with `d` degrees of freedom leaves these bounds with a probability of e^-20 each.
-
-    Laurent and Massart 2000, "Adaptive estimation of a quadratic functional", lemma 1.
-    """
-    counts = np.asarray(counts, float).ravel()
-    expected, d, t = counts.mean(), counts.size - 1, 20.0
-    statistic = ((counts - expected) ** 2).sum() / expected
-    assert d - 2 * math.sqrt(d * t) <= statistic <= d + 2 * math.sqrt(d * t) + 2 * t
 
 
 def test_points_lie_on_the_wave():
