@@ -120,8 +120,8 @@ class TestShards:
         workers = [service.WorkerServer(config) for _ in range(2)]
         dataset = plain(tasks=4, seed=0, **arguments)
         shared = dataset.apply(service.distribute(service.ShardingPolicy.DYNAMIC, dispatcher.target))
-        seen = indices(shared.take(16))
-        count = 4 * arguments.get("batches", 16)
+        seen = indices(shared.take(300))  # of an endless one so many that both workers give some
+        count = 4 * arguments.get("batches", 300)
         assert len(workers) == 2 and len(seen) == count
         assert len(set(seen)) == count
         if "batches" in arguments:

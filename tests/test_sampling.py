@@ -164,7 +164,7 @@ class TestWithin:
             check_uniform(np.unique(first, return_counts=True)[1])
             if ways != 2:  # a range ends at the number of classes that the superclass has
                 check_uniform(np.bincount(found[first[:, 0] == "b"])[2:])
-                assert set(found[first[:, 0] == "a"]) == {2}
+                assert set(found[first[:, 0] == "a"]) == {2} and set(found[first[:, 0] == "b"]) == {2, 3, 4}
                 classes = LABELS[result["support"][first[:, 0] == "b", 0]]
                 check_uniform(np.bincount(classes)[[1, 3, 4, 6]])
 
