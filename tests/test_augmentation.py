@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from chi_square import check_uniform
 
-from keras_maml import episodes
+from keras_maml import datasets, episodes
 
 # Corner images: which corner holds the example's number tells how it was turned, 2 x 2 pixels.
 COUNT = 40
@@ -155,8 +155,22 @@ class TestAugment:
         padded = episodes.augment(source(ways=(2, 3)), RandomTurn(), share="class")
         x, _, weight = next(iter(padded))
         assert x["support_weight"].shape == weight.shape == (50, 6)
-        domains = {name: source(seed=None, batches=None) for name in "ab"}
-        assert "domain" in next(iter(episodes.augment(episodes.mixture(domains), RandomTurn())))[0]
+        turned = {
+            name: episodes.augment(source(seed=None, batches=None), RandomTurn(), share="task") for name in ("a", "b")
+        }
+        once = episodes.mixture(turned, seed=0, batches=20)
+        twice = episodes.augment(once, RandomTurn(), share="task")
+        (first, _), (sum_of_both, _) = read(once), read(twice)
+        second = (sum_of_both - first)[:, 0] % 4
+        check_uniform(np.bincount(first[:, 0] * 4 + second, minlength=16))
+
+    def test_curves_have_no_classes_to_share_by(self):
+        waves = datasets.sinusoid(shots=3, queries=4, tasks=5, seed=0, batches=1)
+        doubled = episodes.augment(waves, keras.layers.Rescaling(2.0), share="task")
+        for (x, _), (expected, _) in zip(doubled, waves, strict=True):
+            np.testing.assert_allclose(x["query_x"], 2 * expected["query_x"])
+        with pytest.raises(ValueError, match="needs class labels .* float32 labels of shape"):
+            episodes.augment(waves, keras.layers.Rescaling(2.0), share="class")
 
     @pytest.mark.parametrize(
         "arguments, message",

@@ -124,7 +124,12 @@ class _Transform:
         if self.share == "example":
             keys = tf.concat([seeds, tf.fill((tf.shape(seeds)[0], 1), int(part == "query"))], 1)
             return tf.map_fn(lambda task: self._call(*task), (x, keys), fn_output_signature=specs)
-        label = tf.zeros_like(labels, tf.int32) if self.share == "task" else tf.cast(labels, tf.int32)
+        if self.share == "class" and not (labels.dtype.is_integer and labels.shape.rank == 2):
+            raise ValueError(
+                f'`share="class"` needs class labels (T, n). Received: {labels.dtype.name} labels of shape '
+                f'{labels.shape}. Use `share="example"` or `share="task"`.'
+            )
+        label = tf.zeros(tf.shape(labels)[:2], tf.int32) if self.share == "task" else tf.cast(labels, tf.int32)
         keys = tf.concat([tf.tile(seeds[:, None], (1, tf.shape(label)[1], 1)), label[..., None]], -1)
 
         def one(example):

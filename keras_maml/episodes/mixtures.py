@@ -62,8 +62,12 @@ def mixture(datasets, weights=None, seed=None, batches=None, start=0, shard=None
         x, *rest = tf.nest.pack_sequence_as(spec, leaves)
         return (x | {"domain": domain}, *rest)
 
-    classes = {key: label for plan in plans for key, label in plan.classes.items()}
-    return Plan(draw, tasks, seed, batches, start, shard, read, classes=classes, domains=names).dataset()
+    more = {
+        "classes": {key: label for plan in plans for key, label in plan.classes.items()},
+        "domains": names,
+        "augmentations": max(plan.augmentations for plan in plans),
+    }
+    return Plan(draw, tasks, seed, batches, start, shard, read, **more).dataset()
 
 
 def _cumulative(weights, names):
