@@ -41,6 +41,17 @@ def test_domains_are_as_frequent_as_their_weights():
     check_uniform(np.bincount(drawn[:-1] * 3 + drawn[1:]))
 
 
+def test_the_classes_of_an_episode_do_not_depend_on_its_domain():
+    domain, row = (np.concatenate(part) for part in zip(*drawn_pairs(), strict=True))
+    check_uniform(np.bincount(domain * 6 + LABELS[row % 100], minlength=18))
+
+
+def drawn_pairs():
+    """Domain, and row of the first support, of every episode of some batches."""
+    for x, _ in three(seed=3, batches=500):
+        yield x["domain"].numpy(), x["support_x"].numpy()[:, 0, 0].astype(int)
+
+
 def test_resumes_shards_and_repeats():
     def read(**arguments):
         return [tf.nest.flatten(element) for element in three(seed=2, **arguments)]
