@@ -50,6 +50,13 @@ def test_values_are_finite_even_for_repeated_points():
     assert (y.max(1) - y.min(1)).max() < 0.01
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("length", [1e-300, 1e300])
+def test_values_are_finite_at_any_scale(kernel, length):
+    _, y = points_of(gaussian_process(5, 5, 50, seed=0, batches=1, kernel=kernel, length_scale=(length, length)))
+    assert np.isfinite(y).all()
+
+
 def test_an_episode_depends_on_its_index_alone():
     check_independence(gaussian_process, rounding=1e-6)
 

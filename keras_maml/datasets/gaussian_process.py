@@ -19,7 +19,8 @@ def _rbf(distance, length_scale):
 
 
 def _matern52(distance, length_scale):
-    scaled = math.sqrt(5) * distance / length_scale
+    # Beyond 1,000 the exponential is 0; an infinite square times 0 would be NaN.
+    scaled = tf.minimum(math.sqrt(5) * distance / length_scale, 1e3)
     return (1 + scaled + tf.square(scaled) / 3) * tf.exp(-scaled)
 
 

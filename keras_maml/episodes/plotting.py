@@ -1,210 +1,159 @@
-"""Pictures of episodes: supports beside queries, as images, curves, texts or points."""
+"""Pictures of episodes: supports beside queries, as images, texts, curves or points."""
 
-import itertools
+import textwrap
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_maml.episodes.describing import episode_parts, first_output, labels_of
+from keras_maml.episodes.checks import check_whole
+from keras_maml.episodes.inspecting import class_labels, domain_names, read_batches
+from keras_maml.episodes.panels import Curves, Images, Points, Shown, Task, Texts, new_figure
 
-COLUMNS = {"support": 6, "query": 10}  # images of a class that are drawn
-ROWS = 8  # classes, or lines of text of a part, that are drawn
-LETTERS = 60  # of a text
+MARGIN, LINE = 0.12, 0.22  # inches
 
 
-def plot(batch, tasks=2, path=None, decode=None):
-    """Draws some tasks of an episode batch, supports on the left and queries on the right.
+def plot(batch, tasks=2, path=None, decode=None, names=None):
+    """Draws some tasks of an episode batch, supports beside queries.
 
-    Images are drawn as thumbnails, one row a class; curves (x and y one number each) as points and lines over each
-    other; texts as lines; other vectors as points of their first two numbers. Padding is left out. Of what is more than
-    fits, the picture says how much there is.
+        keras_maml.episodes.plot(train, path="episodes.png")
+
+    Images are thumbnails, one row a class, or with their targets beneath; texts are lines, one column a part; numbers
+    with one target are points of a curve; vectors are points of their first two numbers, coloured by class, or of their
+    first number and the target. Padding is left out. Of what is more than fits, the picture says how much there is.
+
+    Nothing of pyplot is touched. In a notebook the figure shows once `%matplotlib inline` was called.
 
     Args:
-        batch: `(x, y)` or `(x, y, sample_weight)`, or a dataset, of which the first batch is drawn.
+        batch: `(x, y)` or `(x, y, sample_weight)`; or a dataset of such batches, of which the first is drawn. Of
+            several inputs one is drawn: images before texts before numbers; the picture names it.
         tasks: how many tasks are drawn, at least 1.
         path: where to write the picture, by its ending `.png`, `.pdf` or `.svg`; `None`: nowhere.
-        decode: for texts: the vocabulary, as `TextVectorization.get_vocabulary()` gives it, or a function from a row
-            of `support_x` to a string.
+        decode: for texts as numbers: the vocabulary, as `TextVectorization.get_vocabulary()` gives it, or a function
+            from a row of `support_x` to a string.
+        names: names of the labels, by label: a list or a dict. For tasks that share their classes.
 
     Returns:
         A `matplotlib.figure.Figure`.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the batch is no episode batch, or cannot be drawn.
+        ValueError: if the batch is no episode batch, cannot be drawn, or a label has no name, a token no word.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('matplotlib is not installed: pip install "keras-maml[plots]"') from error
-    if isinstance(batch, tf.data.Dataset):
-        batch = next(iter(batch.take(1)), ())
-    x, y, weight = episode_parts(keras.tree.map_structure(np.asarray, tuple(batch)))
-    support_x = first_output(x["support_x"])
-    shown = min(tasks, len(support_x))
-    parts = [
-        _Task(
-            *_real(support_x[t], first_output(x["support_y"])[t], x.get("support_weight"), t),
-            *_real(first_output(x["query_x"])[t], first_output(y)[t], weight, t),
-        )
-        for t in range(shown)
-    ]
-    draw, size = _choose(support_x, first_output(x["support_y"]), parts, decode)
-    figure = Figure(figsize=size, layout="constrained", dpi=120)
-    for number, (task, part) in enumerate(zip(parts, np.atleast_1d(figure.subfigures(shown, 1)), strict=True)):
-        title = f"task {number + 1} of {len(support_x)}"
-        part.suptitle(f"{title}: {len(task.support_x)} supports, {len(task.query_x)} queries", fontsize=10)
-        draw(part, task)
+    check_whole(1, tasks=tasks)
+    (found,) = read_batches(batch, 1)
+    text = _decoder(decode)
+    path_of_input, leaves = _choose_input(found, decode)
+    drawn = _tasks(found, leaves, min(tasks, found.tasks), domain_names(batch), _namer(names))
+    panel = _panel(drawn, leaves, text)
+    columns = min(panel.columns, len(drawn))
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    heights = [max(panel.height(task) for task in row) + LINE for row in rows]
+    note = " ".join(filter(None, [_input_note(found, path_of_input), panel.note]))
+    panel.width = max(panel.width, max(len(task.title) for task in drawn) * 0.078)
+    lines = textwrap.wrap(note, int(columns * panel.width / 0.065))
+    height = sum(heights) + LINE * len(lines) + (len(rows) + 1) * MARGIN
+    figure, sheet = new_figure(columns * (panel.width + MARGIN) + MARGIN, height)
+    top = MARGIN
+    for row, step in zip(rows, heights, strict=True):
+        for column, task in enumerate(row):
+            left = MARGIN + column * (panel.width + MARGIN)
+            sheet.text(left, top + LINE / 2, task.title, size=9, weight="bold", va="center", parse_math=False)
+            panel.draw(figure, sheet, left, top + LINE, task)
+        top += step + MARGIN
+    for number, line in enumerate(lines):
+        sheet.text(MARGIN, top + LINE * number, line, size=8, color="0.4", va="center", parse_math=False)
     if path is not None:
         figure.savefig(path)
     return figure
 
 
-class _Task:
-    """One task without its padding."""
-
-    def __init__(self, support_x, support_y, query_x, query_y):
-        self.support_x, self.support_y = support_x, support_y
-        self.query_x, self.query_y = query_x, query_y
-
-    def part(self, name):
-        """`(x, labels)` of `"support"` or `"query"`."""
-        x, y = (self.support_x, self.support_y) if name == "support" else (self.query_x, self.query_y)
-        return x, labels_of(y[None], None, 0)
-
-    def classes(self):
-        """Labels of the supports."""
-        return np.unique(self.part("support")[1])
-
-
-def _real(x, y, weight, task):
-    kept = np.ones(len(x), bool) if weight is None else weight[task] > 0
-    return x[kept], y[kept]
-
-
-def _choose(support_x, support_y, tasks, decode):
-    """The drawing function for this kind of episodes, and the size of the figure in inches."""
-    rank, count = support_x.ndim, len(tasks)
-    if rank == 5 and support_x.shape[-1] in (1, 3, 4):
-        rows = max(min(len(task.classes()), ROWS) for task in tasks)
-        return _draw_images, (9, count * (0.6 * rows + 0.7))
-    if decode is not None or support_x.dtype.kind in "OSU":
-        lines = max(min(max(len(task.support_x), len(task.query_x)), ROWS) for task in tasks)
-        return lambda figure, task: _draw_texts(figure, task, _decoder(decode)), (11, count * (0.26 * lines + 0.8))
-    values = support_x.size // max(1, support_x.shape[0] * support_x.shape[1])
-    if values == 1 and support_y.dtype.kind == "f":
-        return _draw_curve, (7, 2.6 * count)
-    if rank >= 3 and values >= 2 and support_y.ndim == 2:
-        return _draw_points, (6, 3.2 * count)
-    raise ValueError(
-        "Drawn are images (T, S, height, width, channels) of 1, 3 or 4 channels, curves (T, S, 1), texts (with "
-        f"`decode`) and labelled vectors. Received: support_x of shape {support_x.shape}, support_y {support_y.shape}."
-    )
+def _tasks(batch, leaves, count, domains, name):
+    targets = [batch.support.targets, batch.query.targets]
+    labels = class_labels(targets)
+    outputs = 1 if labels is not None else targets[0][0, 0].size
+    values = labels if labels is not None else [y.reshape(*y.shape[:2], -1)[..., 0] for y in targets]
+    tasks = []
+    for t in range(count):
+        parts, padding = [], []
+        for part, x, value in zip((batch.support, batch.query), leaves, values, strict=True):
+            parts.append(Shown(x[t][part.real[t]], value[t][part.real[t]]))
+            padding.append(int((~part.real[t]).sum()))
+        title = f"task {t + 1} of {batch.tasks}"
+        if batch.domain is not None:
+            domain = int(batch.domain[t])
+            title += f", {domains[domain] if domain < len(domains) else f'domain {domain}'}"
+        title += f": {len(parts[0].x)} supports, {len(parts[1].x)} queries"
+        if any(padding):
+            title += f" (padding: {padding[0]} and {padding[1]} rows)"
+        tasks.append(Task(title, *parts, name if labels is not None else None, outputs))
+    return tasks
 
 
-def _draw_images(figure, task):
-    classes = task.classes()
-    rows = min(len(classes), ROWS)
-    widths = {name: _most(task, name) for name in COLUMNS}
-    ratios = [1] * widths["support"] + [0.3] + [1] * widths["query"]
-    ratios += [1] * (12 - len(ratios))  # few images stay close together
-    axes = figure.subplots(rows, len(ratios), squeeze=False, width_ratios=ratios)
-    for axis in axes.ravel():
-        axis.axis("off")
-    # All images of a task on one scale of brightness, so that they can be compared.
-    low, high = _brightness(np.concatenate([task.support_x, task.query_x]))
-    for row, label in enumerate(classes[:rows]):
-        offset = 0
-        for name in COLUMNS:
-            x, labels = task.part(name)
-            of_class = x[labels == label]
-            for column, image in enumerate(of_class[: widths[name]]):
-                image = (image.astype(float) - low) / max(high - low, 1e-12)
-                image = image[..., 0] if image.shape[-1] == 1 else image
-                axes[row, offset + column].imshow(image, "gray", vmin=0, vmax=1)
-            if len(of_class) > widths[name]:
-                last = axes[row, offset + widths[name] - 1]
-                last.text(1.05, 0.5, f"+{len(of_class) - widths[name]}", transform=last.transAxes, va="center", size=7)
-            offset += widths[name] + 1
-        axes[row, 0].text(-0.15, 0.5, str(label), transform=axes[row, 0].transAxes, va="center", ha="right", size=9)
-    axes[0, 0].set_title("supports", fontsize=9, loc="left")
-    axes[0, widths["support"] + 1].set_title("queries", fontsize=9, loc="left")
-    if len(classes) > rows:
-        figure.supxlabel(f"and {len(classes) - rows} more classes", fontsize=8)
+def _choose_input(batch, decode):
+    """Path, and arrays `(T, S, ...)` and `(T, Q, ...)`, of the input to draw."""
+    flat = keras.tree.flatten_with_path(batch.support.x)
+
+    def order(path_and_leaf):
+        leaf = path_and_leaf[1]
+        text = leaf.dtype.kind in "OSU" or (decode is not None and leaf.ndim == 3 and leaf.dtype.kind in "iu")
+        return 0 if text and decode is not None else 1 if leaf.ndim in (4, 5) else 2 if text else 3
+
+    position = min(range(len(flat)), key=lambda i: order(flat[i]))
+    return flat[position][0], (flat[position][1], keras.tree.flatten(batch.query.x)[position])
 
 
-def _most(task, name):
-    return max(1, min(COLUMNS[name], max(np.unique(task.part(name)[1], return_counts=True)[1])))
+def _input_note(batch, path):
+    count = len(keras.tree.flatten(batch.support.x))
+    name = "".join(f"[{key!r}]" for key in path)
+    return f"Drawn is x{name}, one of {count} inputs." if count > 1 else ""
 
 
-def _brightness(images):
-    return (0, 255) if images.dtype == np.uint8 else (float(images.min()), float(images.max()))
+def _panel(tasks, leaves, text):
+    """What draws this kind of examples."""
+    example = leaves[0][0, 0]
+    if text is not None or example.dtype.kind in "OSU":
+        return Texts(tasks, text or _read_text)
+    if example.ndim in (2, 3):
+        return Images(tasks)
+    if example.ndim > 3:
+        raise ValueError(
+            "Drawn are images (T, S, height, width[, channels]), texts, and vectors of numbers. Received: support_x of "
+            f"shape {leaves[0].shape}. Draw a slice of each example, such as one frame of a film."
+        )
+    if tasks[0].name is not None:
+        return Points(tasks)
+    return Curves(tasks)
 
 
-def _draw_curve(figure, task):
-    axes = figure.subplots()
-    x, y = task.query_x.reshape(len(task.query_x)), task.query_y.reshape(len(task.query_y), -1)[:, 0]
-    order = np.argsort(x)
-    axes.plot(x[order], y[order], "-", color="tab:gray", lw=1, zorder=1)
-    axes.plot(x, y, ".", color="tab:gray", label="queries", zorder=2)
-    supports = task.support_x.reshape(len(task.support_x)), task.support_y.reshape(len(task.support_y), -1)[:, 0]
-    axes.plot(*supports, "o", color="tab:red", label="supports", zorder=3)
-    axes.set(xlabel="x", ylabel="y")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+def _namer(names):
+    def name(label):
+        if names is None:
+            return str(label)
+        try:
+            return str(names[label])
+        except (IndexError, KeyError):
+            raise ValueError(f"`names` must have a name for every label. Received: none for label {label}.") from None
 
-
-def _draw_points(figure, task):
-    axes = figure.subplots()
-    for name, marker, size in (("query", "o", 12), ("support", "*", 110)):
-        x, labels = task.part(name)
-        flat = x.reshape(len(x), -1)
-        for label, color in zip(task.classes(), itertools.cycle([f"C{i}" for i in range(10)])):
-            chosen = flat[labels == label]
-            shown = f"{label}" if name == "support" else None
-            edge = {"edgecolor": "black", "linewidth": 0.6} if name == "support" else {"alpha": 0.6}
-            axes.scatter(chosen[:, 0], chosen[:, 1], size, color=color, marker=marker, label=shown, **edge)
-    axes.set(xlabel="first number", ylabel="second number")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="supports", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return name
 
 
 def _decoder(decode):
+    if decode is None or callable(decode):
+        return decode
+
     def text(row):
-        if callable(decode):
-            return str(decode(row))
-        if decode is not None:
-            return " ".join(str(decode[token]) for token in row.ravel() if token != 0)
-        value = row.item() if isinstance(row, np.ndarray) else row
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        try:
+            # The vocabulary of TextVectorization has the empty word for padding.
+            return " ".join(filter(None, (str(decode[int(token)]) for token in np.ravel(row))))
+        except (IndexError, KeyError, TypeError):
+            raise ValueError(
+                "`decode` must be a vocabulary with a word for every token, or a function from a row of `support_x` to "
+                f"a string. Received: {len(decode)} words, and the tokens {np.ravel(row).tolist()}."
+            ) from None
 
     return text
 
 
-def _draw_texts(figure, task, decode):
-    for axes, name in zip(figure.subplots(1, 2), COLUMNS, strict=True):
-        x, labels = task.part(name)
-        axes.set(xlim=(0, 1), ylim=(max(map(_bottom, (len(task.support_x), len(task.query_x)))), -0.5))
-        axes.axis("off")
-        axes.set_title("supports" if name == "support" else "queries", fontsize=9, loc="left")
-        for line, row in enumerate(_spread(labels)):
-            text = decode(x[row])
-            text = text if len(text) <= LETTERS else text[: LETTERS - 3] + "..."
-            axes.text(0, line, f"{labels[row]}", size=8, weight="bold", va="center", color=f"C{labels[row] % 10}")
-            axes.text(0.05, line, text, size=8, va="center", parse_math=False)
-        if len(x) > ROWS:
-            axes.text(0.05, ROWS, f"and {len(x) - ROWS} more", size=8, va="center", color="tab:gray")
-
-
-def _bottom(count):
-    """Lower end of the lines of a part, with room for a word on those left out."""
-    return min(count, ROWS) + (0.5 if count > ROWS else -0.5)
-
-
-def _spread(labels):
-    """Rows of at most `ROWS` examples, of all labels as evenly as can be, sorted by label."""
-    rank = np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        rank[labels == label] = np.arange((labels == label).sum())
-    return np.sort(np.lexsort((labels, rank))[:ROWS])
+def _read_text(row):
+    value = np.ravel(row).tolist()
+    return " ".join(part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in value)
