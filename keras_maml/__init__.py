@@ -22,7 +22,9 @@ from keras_maml.algorithms import MAML
 from keras_maml.algorithms import Algorithm
 from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
+from keras_maml.evaluation import evaluate_episodes
 from keras_maml.meta_model import MetaModel
+from keras_maml.reports import EpisodeReport
 from keras_maml.selection import exclude
 from keras_maml.threads import set_threads
 

@@ -9,7 +9,7 @@ from keras_maml.losses import keras_mask
 from keras_maml.selection import seed_variables
 
 
-def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=None, log_before=False):
+def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=None, copies=()):
     """Maps a function over the tasks of a batch.
 
     Args:
@@ -21,7 +21,8 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
         variables: values of the meta-learned variables.
         outer_step: integer scalar, for seeds.
         learned: the meta-learned variables, where gradients and state are asked for.
-        log_before: whether `stacked` also has members `"predictions_before"` and `"loss_before"`.
+        copies: endings of further members `"predictions_<ending>"` and `"loss_<ending>"` of `stacked`, of other numbers
+            of steps.
 
     Returns:
         `(stacked, gradients, updates)`: `(T, ...)`; means over the tasks; pairs of a variable of the model's state that
@@ -57,7 +58,7 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
                 stacked[f"mask_of_{name}"] = masks
         return stacked, (gradients, [after[i] for i in changed]) if learned else ()
 
-    specs, changed = _output_specs(learner, x["query_x"], state, y is not None, log_before)
+    specs, changed = _output_specs(learner, x["query_x"], state, y is not None, copies)
     changing = [learner.model.non_trainable[i] for i in changed]
     averaged = tf.nest.map_structure(_spec, (list(learned), changing)) if learned else ()
     stacked, means = mapping(function, episodes, (specs, averaged))
@@ -71,7 +72,7 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
     return stacked, gradients, list(zip(changing, values, strict=True))
 
 
-def _output_specs(learner, query_x, state, with_loss, log_before):
+def _output_specs(learner, query_x, state, with_loss, copies):
     """Specs of what tasks stack, and the positions of the floating point state that a call on queries changes."""
     changed = []
 
@@ -101,8 +102,7 @@ def _output_specs(learner, query_x, state, with_loss, log_before):
         stacked["mask_of_predictions"] = mask[0]
     if with_loss:
         stacked["loss"] = tf.TensorSpec((), learner.model.loss_dtype)
-        if log_before:
-            stacked.update({f"{name}_before": value for name, value in stacked.items()})
+        stacked |= {f"{name}_{ending}": value for ending in copies for name, value in stacked.items()}
     return stacked, changed
 
 

@@ -164,7 +164,7 @@ class MetaModel(EpisodeModel):
         steps = self.algorithm.evaluation_steps
         return self.algorithm.steps if steps is None else steps
 
-    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False):
+    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False, copies=()):
         """See `batches.run_tasks`."""
         variables = inputs.values_of(self.trainable_variables, variables)
         learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
@@ -176,8 +176,12 @@ class MetaModel(EpisodeModel):
             variables,
             self.outer_step,
             learned=self.trainable_variables if learns else None,
-            log_before=self.log_before,
+            copies=copies,
         )
+
+    @property
+    def _copies(self):
+        return ("before",) if self.log_before else ()
 
     def _mapping_for(self, variables, eager=None):
         eager = tf.executing_eagerly() if eager is None else eager
@@ -309,7 +313,7 @@ class MetaModel(EpisodeModel):
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
             return stacked, list(result.gradients), result.state
 
-        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True)
+        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True, copies=self._copies)
 
     def _before_task(self, task, variables):
         if not self.log_before:
@@ -340,7 +344,7 @@ class MetaModel(EpisodeModel):
             loss, predictions, _ = task.loss(params, state, on="query")
             return {"predictions": predictions, "loss": loss, **self._before_task(task, variables)}, (), ()
 
-        return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight)[0])
+        return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight, copies=self._copies)[0])
 
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
@@ -355,6 +359,7 @@ class MetaModel(EpisodeModel):
         arguments["jit_compile"] = checks.jit_compile(self.model, asked, self.meta_gradient.second_order)
         super().compile(*bound.args, **bound.kwargs)
         self._task_loss = task_loss
+        self._asked_metrics = Untracked((arguments.get("metrics"), arguments.get("weighted_metrics")))
         if self._before is not None:
             self._before.compile(arguments.get("metrics"), arguments.get("weighted_metrics"))
 

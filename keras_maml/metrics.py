@@ -84,6 +84,75 @@ class BeforeAdaptation:
             self._metrics.reset_metrics()
 
 
+class MetricsOfTasks:
+    """Compiled metrics of every task by itself.
+
+    Args:
+        metrics, weighted_metrics: as for `compile`; copies are taken.
+    """
+
+    def __init__(self, metrics=None, weighted_metrics=None):
+        self._holder = keras.Sequential(name="metrics_of_tasks")  # never predicts, resolves and holds the metrics
+        self._holder.compile(metrics=_copy(metrics), weighted_metrics=_copy(weighted_metrics))
+
+    def build(self, y, predictions, sample_weight=None):
+        """Makes the state of the metrics from an example `(1, Q, ...)` of each, outside of any graph."""
+        self._holder.compute_metrics(None, *merged_examples(y, predictions, sample_weight))
+        self._holder.reset_metrics()
+
+    def names(self):
+        """Names of the metrics, as in the logs of `fit`."""
+        return [name for name in self._holder.get_metrics_result() if name != "loss"]  # Keras's tracker of a loss
+
+    def directions(self):
+        """`{name: "up" | "down" | None}`, where better is, as far as Keras knows."""
+        # Keras's own `ModelCheckpoint(mode="auto")` reads this attribute (Keras 3.15).
+        known = {metric.name: getattr(metric, "_direction", None) for metric in self._flat()}
+
+        def of(name):  # with several outputs it is `<output>_<metric>`
+            return next((known[k] for k in known if name == k or name.endswith(f"_{k}")), None)
+
+        return {name: of(name) for name in self.names()}
+
+    def _flat(self):
+        return [inner for metric in self._holder.metrics for inner in getattr(metric, "metrics", [metric])]
+
+    def __call__(self, y, predictions, sample_weight=None):
+        """Values of each task by name, `(T,)` float32 each; arguments `(T, Q, ...)`.
+
+        Raises:
+            ValueError: if a metric is not one number.
+        """
+        masks = tf.nest.map_structure(keras_mask, predictions)
+        flat_masks = [mask for mask in tf.nest.flatten(masks) if mask is not None]
+        names = self.names()
+
+        def of_task(task):
+            y, predictions, weight, present = tf.nest.map_structure(lambda t: t[tf.newaxis], task)
+            present = iter(present)
+            for tensor, mask in zip(tf.nest.flatten(predictions), tf.nest.flatten(masks), strict=True):
+                if mask is not None:
+                    tensor._keras_mask = next(present)
+            with keras.StatelessScope():
+                self._holder.reset_metrics()
+                self._holder.compute_metrics(None, *merged_examples(y, predictions, weight[0] if weight else None))
+                values = self._holder.get_metrics_result()
+            for name, value in ((name, values[name]) for name in names):
+                if tf.convert_to_tensor(value).shape.rank != 0:
+                    raise ValueError(
+                        f"Metric '{name}' has a value of shape {tuple(value.shape)} for each task. A report needs one "
+                        "number; give the metric an average, such as `average='macro'`."
+                    )
+            return [tf.cast(values[name], tf.float32) for name in names]
+
+        weights = [] if sample_weight is None else [sample_weight]
+        if not names:
+            return {}
+        specs = [tf.TensorSpec((), tf.float32)] * len(names)
+        values = tf.map_fn(of_task, (y, predictions, weights, flat_masks), fn_output_signature=specs)
+        return dict(zip(names, values, strict=True))
+
+
 def _copy(metrics):
     if isinstance(metrics, dict):
         return {key: _copy(value) for key, value in metrics.items()}
