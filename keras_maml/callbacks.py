@@ -14,11 +14,12 @@ class AdaptationCurve(keras.callbacks.Callback):
     """Judges the model on fixed episodes at the end of epochs, after several numbers of inner steps.
 
         curve = keras_maml.callbacks.AdaptationCurve(validation, tasks=100, steps=(0, 1, 5))
-        meta_model.fit(train, steps_per_epoch=500, epochs=20, callbacks=[curve, keras.callbacks.EarlyStopping(...)])
+        stop = keras.callbacks.EarlyStopping(monitor="accuracy_after_5", mode="max", patience=3)
+        meta_model.fit(train, steps_per_epoch=500, epochs=20, callbacks=[curve, stop])
 
-    Means over the tasks go into the logs of the epoch as `<metric>_after_<steps>`, such as `accuracy_after_5`, and so into
-    the history, `keras.callbacks.TensorBoard`, `CSVLogger`, `EarlyStopping(monitor=...)` and the like. `fit` runs this
-    callback before those, wherever it stands.
+    Means over the tasks go into the logs of the epoch as `<metric>_after_<steps>`, such as `accuracy_after_5`, and so
+    into the history, `keras.callbacks.TensorBoard`, `CSVLogger`, `EarlyStopping` (which wants a `mode` for such names) and
+    the like. `fit` runs this callback before those, wherever it stands.
 
     `reports` holds the reports: a dict by epoch, counted from 0.
 
@@ -72,8 +73,8 @@ class NonFiniteTasks(keras.callbacks.Callback):
         meta_model = keras_maml.MetaModel(model, algorithm, skip_non_finite=True)
         meta_model.fit(train, callbacks=[keras_maml.callbacks.NonFiniteTasks(share=0.05)], ...)
 
-    With `skip_non_finite=True` the model leaves such tasks out and counts them, and this callback looks at their share of
-    the tasks of an epoch. Without it a single one makes all weights NaN: `fit` is then stopped at the first.
+    With `skip_non_finite=True` the model leaves such tasks out and counts them, and this callback looks at their share
+    of the tasks of an epoch. Without it a single one makes all weights NaN: `fit` is then stopped at the first.
 
     Args:
         share: greatest share of tasks, in [0, 1).
@@ -105,15 +106,15 @@ class NonFiniteTasks(keras.callbacks.Callback):
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(loss):
                 self._stop(
-                    f"the loss is {float(loss)} {when}: at least one task was not finite, and now the weights are not. Begin "
-                    "anew with `MetaModel(..., skip_non_finite=True)`, which leaves such tasks out"
+                    f"the loss is {float(loss)} {when}: at least one task was not finite, and now the weights are not. "
+                    "Begin anew with `MetaModel(..., skip_non_finite=True)`, which leaves such tasks out"
                 )
             return
         count, tasks = (int(variable.numpy()) for variable in (counted.count, counted.tasks))
         if tasks >= least and count > self.share * tasks:
             self._stop(
-                f"{count} of {tasks} tasks ({100 * count / tasks:.0f} %) had a loss or gradient that is NaN or infinite "
-                f"{when}, and share={self.share} was allowed"
+                f"{count} of {tasks} tasks ({100 * count / tasks:.0f} %) had a loss or gradient that is NaN or "
+                f"infinite {when}, and share={self.share} was allowed"
             )
 
     def _stop(self, what):

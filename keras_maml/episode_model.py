@@ -22,8 +22,8 @@ class Untracked:
 class EpisodeModel(keras.Model):
     """A Keras model whose data are batches of episodes; what it does with them is in `MetaModel`.
 
-    A subclass has a base `model` and a `meta_gradient`, and implements `call`, `train_step`, `test_step` and `_prepare`,
-    which checks a batch.
+    A subclass has a base `model` and a `meta_gradient`, and implements `call`, `train_step`, `test_step` and
+    `_prepare`, which checks a batch.
 
     Args:
         log_before: whether logs also carry loss and metrics before adaptation.

@@ -72,7 +72,8 @@ class MetaModel(EpisodeModel):
         if not isinstance(model, keras.Model) or isinstance(model, MetaModel):
             raise ValueError(f"`model` must be a `keras.Model` that is not a MetaModel itself. Received: {model!r}.")
         # Inputs, weights and inner updates stay in full precision under a global mixed policy; the model keeps its own.
-        super().__init__(log_before, skip_non_finite, name=name, dtype="float64" if model.variable_dtype == "float64" else "float32")
+        dtype = "float64" if model.variable_dtype == "float64" else "float32"
+        super().__init__(log_before, skip_non_finite, name=name, dtype=dtype)
         self.model = model
         self.algorithm = algorithms.get(algorithm)
         self.task_mapping = task_mapping

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_maml
-from keras_maml import callbacks, episodes
+from keras_maml import episodes, resuming
 
 
 def numbered(batches=None, start=0):
@@ -169,7 +169,7 @@ def test_without_backup_nothing_is_changed(tmp_path):
     arrays = np.ones((3, 1))
     for data, listed in ((numbered(), None), (numbered(), stop), (numbered(), [stop]), (arrays, backup)):
         arguments = {"x": data, "callbacks": listed}
-        callbacks.resume_episodes(recorder(), arguments, {})
+        resuming.resume_episodes(recorder(), arguments, {})
         assert arguments["x"] is data
         assert arguments["callbacks"] is listed
 
