@@ -23,6 +23,7 @@ from keras_maml.algorithms import MAML
 from keras_maml.algorithms import Algorithm
 from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
+from keras_maml.checking import check
 from keras_maml.evaluation import evaluate_episodes
 from keras_maml.meta_model import MetaModel
 from keras_maml.reports import EpisodeReport

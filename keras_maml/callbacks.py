@@ -18,8 +18,8 @@ class AdaptationCurve(keras.callbacks.Callback):
         meta_model.fit(train, steps_per_epoch=500, epochs=20, callbacks=[curve, stop])
 
     Means over the tasks go into the logs of the epoch as `<metric>_after_<steps>`, such as `accuracy_after_5`, and so
-    into the history, `keras.callbacks.TensorBoard`, `CSVLogger`, `EarlyStopping` (which wants a `mode` for such names) and
-    the like. `fit` runs this callback before those, wherever it stands.
+    into the history, `keras.callbacks.TensorBoard`, `CSVLogger`, `EarlyStopping` (which wants a `mode` for such names)
+    and the like. `fit` runs this callback before those, wherever it stands.
 
     `reports` holds the reports: a dict by epoch, counted from 0.
 

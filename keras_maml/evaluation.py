@@ -19,8 +19,8 @@ def evaluate_episodes(meta_model, episodes, tasks=600, steps=(0, 1, 5, 10), verb
         report = keras_maml.evaluate_episodes(meta_model, test)
         print(report)
 
-    Each task is adapted once, to the greatest of `steps`; the others are stations on the way. Dropout is off, nothing is
-    written into the model. Memory does not grow with the number of tasks. Runs as `meta_model.predict` would: under
+    Each task is adapted once, to the greatest of `steps`; the others are stations on the way. Dropout is off, nothing
+    is written into the model. Memory does not grow with the number of tasks. Runs as `meta_model.predict` would: under
     its `tf.distribute` strategy, with its `steps_per_execution`.
 
     Args:

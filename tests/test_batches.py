@@ -84,7 +84,8 @@ def test_a_gradient_that_is_not_finite_counts_with_a_finite_loss():
     def root(t):
         return tf.sqrt(tf.abs(t))  # 0 at 0, where its derivative is infinite
 
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, root, use_bias=False, kernel_initializer="ones")])
+    dense = keras.layers.Dense(1, root, use_bias=False, kernel_initializer="ones")
+    model = keras.Sequential([keras.Input((1,)), dense])
     meta_model = keras_maml.MetaModel(model, keras_maml.FOMAML(0.0001, 1), skip_non_finite=True)
     meta_model.compile(keras.optimizers.SGD(1.0), "mse")
     ones = np.ones((2, 1, 1), "float32")
