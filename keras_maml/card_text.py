@@ -130,8 +130,8 @@ def _model(model):
     weights = model["weights"]
     yield (
         f"{_code(model['name'])}, a {_text(model['class'])} with {_count(weights['all'], 'weight')}: "
-        f"{weights['meta_learned']:,} are meta-learned, of which {weights['adapting']:,} adapt to a task. Layers that do "
-        "not adapt are the same in all tasks."
+        f"{weights['meta_learned']:,} are meta-learned, of which {weights['adapting']:,} adapt to a task. Layers that "
+        "do not are the same in all tasks."
     )
     rows = [("layer", "kind", "output", "weights", "adapts")]
     for layer in model["layers"]:

@@ -44,3 +44,24 @@ def test_serve_saved_model():
     differences = re.findall(r"greatest difference of single requests ([\d.e+-]+)", printed)
     assert len(differences) == 3
     assert max(map(float, differences)) < 1e-5
+
+
+def test_tune_judges_the_best_of_its_trials(tmp_path):
+    pytest.importorskip("keras_tuner")
+    printed = run("tune.py", "--trials", 2, "--iterations", 200, "--evaluation-tasks", 100, "--output-dir", tmp_path)
+    table = re.search(r"^learning rate  steps  validation loss  best epoch\n((?: .*\n)+)", printed, re.M)[1]
+    rows = [row.split() for row in table.splitlines()]
+    losses = [float(row[2]) for row in rows]
+    assert len(rows) == 2 and losses == sorted(losses)
+    assert f"best: learning_rate={rows[0][0]}, steps={rows[0][1]}\n" in printed
+    # The report is of the best trial, at the end of its best epoch of 50 outer steps, on waves of its own.
+    assert re.search(rf"^training steps +{rows[0][1]}$", printed, re.M)
+    assert re.search(rf"^outer steps +{50 * int(rows[0][3])}$", printed, re.M)
+    assert re.search(r"^seed +fixed\(100, seed=1\)$", printed, re.M)
+
+
+def test_tune_says_what_is_missing():
+    code = "import sys, runpy; sys.modules['keras_tuner'] = None; sys.argv[1:] = []; runpy.run_path('tune.py', {}, '__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES)
+    assert done.returncode == 1
+    assert done.stderr.endswith('KerasTuner is missing. Install it by `pip install "keras-maml[tuner]"`.\n')
