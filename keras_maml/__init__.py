@@ -8,6 +8,7 @@ if keras.config.backend() != "tensorflow":
         "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
+from keras_maml import callbacks
 from keras_maml import datasets
 from keras_maml import episodes
 from keras_maml import layers

@@ -59,7 +59,7 @@ class Evaluator:
 
     def report(self, episodes, tasks=600, verbose="auto"):
         """An `EpisodeReport`; arguments as for `evaluate_episodes`."""
-        episodes, batch, batches = self._check(episodes, tasks)
+        episodes, batch, batches = self.check(episodes, tasks)
         if self._judge is None:
             with self.meta_model.distribute_strategy.scope():
                 self._judge = _Judge(self.meta_model, self.steps)
@@ -85,7 +85,7 @@ class Evaluator:
             domains=domains,
         )
 
-    def _check(self, episodes, tasks):
+    def check(self, episodes, tasks):
         """`(episodes, first batch, number of batches)`, after a look at the first."""
         whole = isinstance(tasks, int) and not isinstance(tasks, bool) and tasks >= 2
         if tasks is not None and not whole:

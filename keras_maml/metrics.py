@@ -41,6 +41,31 @@ def merged_examples(y, predictions, sample_weight):
     return y, predictions, tf.nest.map_structure(along_mask, predictions)
 
 
+def weights_of_finite(finite, y, sample_weight):
+    """The weights `(T, Q)` of queries, 0 for those of tasks that are not finite."""
+    if sample_weight is None:
+        sample_weight = tf.ones(tf.shape(tf.nest.flatten(y)[0])[:2])
+    return tf.where(finite[:, tf.newaxis], sample_weight, tf.zeros([], sample_weight.dtype))
+
+
+class NonFiniteTasksMetric(keras.metrics.Metric):
+    """How many tasks had a loss or gradient that is NaN or infinite; `tasks` is the number of all."""
+
+    def __init__(self):
+        super().__init__(name="non_finite_tasks")
+        self.count = self.add_variable((), initializer="zeros", name="count")
+        self.tasks = self.add_variable((), initializer="zeros", name="tasks")
+
+    def update_state(self, finite, sample_weight=None):
+        """Adds a batch: `(T,)` booleans."""
+        self.count.assign_add(tf.cast(tf.math.count_nonzero(~finite), self.dtype))
+        self.tasks.assign_add(tf.cast(tf.size(finite), self.dtype))
+
+    def result(self):
+        """The number since the beginning of the epoch."""
+        return self.count
+
+
 class BeforeAdaptation:
     """Metrics of the predictions before adaptation, named `<metric>_before`.
 
@@ -64,10 +89,10 @@ class BeforeAdaptation:
             self.reset()
         self._built = True
 
-    def update(self, losses, y, predictions, sample_weight=None):
-        """Adds a batch: losses `(T,)`, the others `(examples, ...)`."""
+    def update(self, losses, weight, y, predictions, sample_weight=None):
+        """Adds a batch: losses and weight `(T,)`, which may be `None`, the others `(examples, ...)`."""
         self._built = True
-        self._loss.update_state(losses)
+        self._loss.update_state(losses, sample_weight=weight)
         self._metrics.compute_metrics(None, y, predictions, sample_weight)
 
     def result(self):

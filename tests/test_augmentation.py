@@ -186,3 +186,32 @@ class TestAugment:
     def test_errors(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             episodes.augment(**({"dataset": source(), "layer": RandomTurn()} | arguments))
+
+
+def test_a_layer_that_no_seed_can_repeat_is_refused():
+    images = np.zeros((COUNT, 8, 8, 3), "uint8")
+    dataset = episodes.from_arrays(images, LABELS, 2, 1, 1, tasks=2, seed=0)
+    with pytest.raises(ValueError, match="draws from Python's global generator"):
+        episodes.augment(dataset, keras.layers.AugMix(seed=1))
+    next(iter(episodes.augment(dataset, keras.layers.RandAugment(seed=1))))
+
+
+def test_a_layer_that_takes_no_such_examples_is_refused():
+    images = np.zeros((COUNT, 8, 8, 3), "uint8")
+    dataset = episodes.from_arrays(images, LABELS, 2, 1, 1, tasks=2, seed=0)
+    with pytest.raises(ValueError, match="does not take these examples"):
+        episodes.augment(dataset, keras.layers.RandomContrast(0.5))
+    several = episodes.from_arrays({"a": images, "b": images}, LABELS, 2, 1, 1, tasks=2, seed=0)
+    with pytest.raises(ValueError, match="does not take these examples"):
+        episodes.augment(several, keras.layers.RandomFlip())
+    with pytest.raises(ValueError, match="must be of episodes"):
+        episodes.augment(episodes.from_function(lambda seed, index: index, tasks=2), keras.layers.RandomFlip())
+
+
+def test_padding_stays_zeros():
+    dataset = episodes.from_arrays(IMAGES + 1, LABELS, (2, 4), (1, 3), 1, tasks=8, seed=0)
+    x, _, weight = next(iter(episodes.augment(dataset, keras.layers.Rescaling(1.0, offset=5.0))))
+    for part, rows in (("support", x["support_weight"]), ("query", weight)):
+        assert (rows.numpy() == 0).any()
+        assert not x[f"{part}_x"].numpy()[rows.numpy() == 0].any()
+        assert (x[f"{part}_x"].numpy()[rows.numpy() == 1] >= 6).all()

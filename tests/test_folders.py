@@ -141,3 +141,42 @@ def test_errors(characters, tmp_path):
         episodes.from_folder(tmp_path / "nowhere", 6, ways=0, shots=1, queries=1, tasks=2)
     with pytest.raises(TypeError, match="way"):
         episodes.from_folder(characters, 6, way=2, shots=1, queries=1, tasks=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_kind_of_file_has_every_number_of_channels(tmp_path, channels):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype("uint8")
+    modes = {"png": ["L", "LA", "RGB", "RGBA", "P"], "gif": ["RGB"], "bmp": ["L", "RGB"], "jpg": ["L", "RGB"]}
+    (tmp_path / "a").mkdir()
+    for suffix, of_suffix in modes.items():
+        for mode in of_suffix:
+            image.fromarray(pixels).convert(mode).save(tmp_path / "a" / f"{mode}.{suffix}")
+    images, _ = episodes.read_folder(tmp_path, 8, channels)
+    assert images.shape == (10, 8, 8, channels)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    exact = images[files.index("RGB.bmp")].astype(int)
+    grey = pixels @ [0.2989, 0.587, 0.114]
+    expected = {1: grey[..., None], 3: pixels, 4: np.concatenate([pixels, np.full((8, 8, 1), 255)], -1)}[channels]
+    assert np.abs(exact - expected).max() <= (1 if channels == 1 else 0)
+    if channels == 4:  # no other file of these has pixels that show what is behind
+        assert (images[[name not in ("LA.png", "RGBA.png") for name in files]][..., 3] == 255).all()
+
+
+def test_links_are_followed_but_not_round_in_circles(characters, tmp_path):
+    images, labels = episodes.read_folder(characters, 6)
+    classes = sorted(set(labels.tolist()))
+    os.symlink(characters / classes[0], characters / "linked")
+    os.symlink(characters, characters / classes[1] / "up")
+    found = episodes.read_folder(characters, 6)[1].tolist()
+    assert sorted(set(found)) == sorted([*classes, "linked"])
+    assert found.count("linked") == found.count(classes[0])
+
+
+def test_a_cache_may_lie_in_the_folder_and_be_damaged(characters):
+    cache = characters / "kept.npy"
+    expected = episodes.read_folder(characters, 6)[0]
+    for damage in (None, None, ("kept.npy.json", b'{"st'), ("kept.npy.json", b"{}"), ("kept.npy", b"no array")):
+        if damage is not None:
+            (characters / damage[0]).write_bytes(damage[1])
+        np.testing.assert_array_equal(episodes.read_folder(characters, 6, cache=cache)[0], expected)

@@ -55,3 +55,14 @@ def test_errors_say_what_to_put_where(folder):
     check("must begin with filename,label")
     (folder / "train.csv").unlink()
     check("the first is '.*train.csv'. Expected `images/`.*Ravi and Larochelle")
+
+
+def test_blank_lines_and_marks_are_passed_over_and_short_lines_refused(folder):
+    expected = mini_imagenet(folder, image_size=8)["train"][1]
+    path = folder / "train.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text("\ufeff" + text + "\n\n", encoding="utf-8")
+    np.testing.assert_array_equal(mini_imagenet(folder, image_size=8)["train"][1], expected)
+    path.write_text(text + "alone\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="Every line .* Received: \\['alone'\\]"):
+        mini_imagenet(folder, image_size=8)

@@ -155,3 +155,9 @@ class TestCheckpoint:
         tf.train.Checkpoint(iterator=other).restore(path).assert_consumed()
         for element in expected:
             tf.nest.map_structure(np.testing.assert_array_equal, next(other), element)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_function_must_give_a_row_for_each_index(block):
+    with pytest.raises(ValueError, match="must give `\\(T, ...\\)` for .* indices"):
+        episodes.from_function(lambda seed, index: tf.zeros((7, 2)), tasks=3, block=block)

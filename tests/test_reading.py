@@ -114,3 +114,35 @@ def test_a_class_is_known_by_its_examples(tmp_path):
     # Other examples, or more of them, make another class.
     assert not set(classes(255 - X, LABELS)) & set(whole)
     assert not set(classes(np.concatenate([X, X]), np.concatenate([LABELS, LABELS]))) & set(whole)
+
+
+@pytest.mark.parametrize("kind", ["memmap", "contiguous", "chunked"])
+def test_numbers_in_the_other_byte_order_are_read_right(tmp_path, kind):
+    x = np.arange(120.0).reshape(60, 2).astype(">f4")
+    if kind == "memmap":
+        stored = np.memmap(tmp_path / "x.bin", ">f4", "w+", shape=x.shape)
+        stored[:] = x
+    else:
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("x", data=x, chunks=(7, 2) if kind == "chunked" else None)
+        stored = h5py.File(tmp_path / "x.h5", "r")["x"]
+    check_same(first(stored), first(x.astype("float32")))
+
+
+def test_ragged_examples_and_no_examples_are_refused():
+    ragged = tf.ragged.constant([[1.0], [1.0, 2.0]] * 30)
+    with pytest.raises(ValueError, match="dense arrays of one shape. Received: a RaggedTensor"):
+        first(ragged)
+    with pytest.raises(ValueError, match="must hold an array of examples"):
+        first({})
+    with pytest.raises(ValueError, match="no real numbers"):
+        first(np.ones((60, 2), "complex64"))
+
+
+def test_strings_of_hdf5_are_labels(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["labels"] = [f"class {label}" for label in LABELS]
+    labels = h5py.File(tmp_path / "x.h5", "r")["labels"]
+    arguments = {"ways": 3, "shots": 1, "queries": 1, "tasks": 2, "seed": 0}
+    named, numbered = (next(iter(episodes.from_arrays(X, k, **arguments)))[0] for k in (labels, LABELS))
+    np.testing.assert_array_equal(named["support_x"], numbered["support_x"])

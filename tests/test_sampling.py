@@ -201,3 +201,60 @@ class TestClasses:
             drawn(1, 4, episodes.ImbalancedShots(total=3), 5)
         with pytest.raises(ValueError, match="label 1 has 1 example, one support and one query needs 2"):
             drawn(1, 2, episodes.ImbalancedShots(), 5, labels=[0, 0, 1, 2, 2])
+
+
+class Given(episodes.Shots):
+    """Always the same number of supports for every class."""
+
+    def __init__(self, shots, total=150, each=30):
+        super().__init__(total=total, each=each, draws=0)
+        self.shots = shots
+
+    def __call__(self, draws, sizes, queries):
+        return tf.where(sizes > 0, self.shots, 0), queries  # int32, which is as good
+
+
+@pytest.mark.parametrize(
+    "shots, message",
+    [
+        (Given(18), "together no more than the class has"),  # of 20, and 5 queries
+        (Given(0), "at least 1 for each class"),
+        (Given(9, each=8), "at most each=8"),
+        (Given(10, total=49), "at most total=49 together"),
+    ],
+)
+def test_shots_of_a_users_own_are_held_to_their_promises(shots, message):
+    labels = np.repeat(np.arange(10), 20)
+    dataset = episodes.from_arrays(np.arange(200)[:, None], labels, 5, shots, 5, tasks=4, seed=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        next(iter(dataset))
+
+
+def test_shots_of_a_users_own_are_taken():
+    labels = np.repeat(np.arange(10), 20)
+    x, _, _ = next(iter(episodes.from_arrays(np.arange(200)[:, None], labels, 5, Given(15), 5, tasks=4, seed=0)))
+    np.testing.assert_array_equal(np.sum(x["support_weight"], 1), [75] * 4)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"classes": ["1", "2", "3"]}, "labels are integers, and `classes` has strings"),
+        ({"classes": [None, 1]}, "`classes` must be all integers or all strings"),
+        ({"within": np.full(200, np.nan)}, "`within` must be integers or strings"),
+        ({"seed": episodes.fixed(40), "start": 20}, "begins with its first"),
+    ],
+)
+def test_classes_of_another_kind_are_refused(arguments, message):
+    labels = np.repeat(np.arange(10), 20)
+    with pytest.raises(ValueError, match=message):
+        episodes.from_arrays(np.arange(200)[:, None], labels, 2, 1, 1, tasks=4, **arguments)
+
+
+def test_classes_may_be_a_set():
+    x, labels = np.arange(200)[:, None], np.repeat(np.arange(10), 20)
+    one, other = (
+        next(iter(episodes.from_arrays(x, labels, 2, 1, 1, tasks=4, seed=0, classes=classes)))[0]["support_x"]
+        for classes in ({7, 3, 1}, [1, 3, 7])
+    )
+    np.testing.assert_array_equal(one, other)

@@ -121,3 +121,35 @@ class TestFit:
         for validation in (test, train.take(-1)):
             history = self.make().fit(train, validation_data=validation, verbose=0).history
             assert np.isfinite(history["val_loss"]).all()
+
+
+def test_numbers_are_not_taken_for_strings():
+    for arguments in ({"parts": {"train": 3}, "exclude": ["3"]}, {"parts": {"train": ["3", "6"]}}):
+        with pytest.raises(ValueError, match="labels are integers, and .* has strings"):
+            episodes.split_classes(LABELS, **arguments)
+    with pytest.raises(ValueError, match="has strings"):
+        episodes.check_disjoint(a=[1, 2], b=["1", "2"])
+
+
+def test_exclude_may_be_a_set_or_none_and_no_single_label():
+    expected = episodes.split_classes(LABELS, {"train": 5}, exclude=[3, 6])
+    found = episodes.split_classes(LABELS, {"train": 5}, exclude={6, 3})
+    np.testing.assert_array_equal(found["train"], expected["train"])
+    whole = episodes.split_classes(LABELS, {"train": 5})["train"]
+    for nothing in (None, set(), ()):
+        np.testing.assert_array_equal(episodes.split_classes(LABELS, {"train": 5}, exclude=nothing)["train"], whole)
+    with pytest.raises(ValueError, match="`exclude` must be integers or strings of shape"):
+        episodes.split_classes(LABELS, {"train": 5}, exclude=3)
+
+
+def test_groups_may_share_their_inputs_but_not_their_targets():
+    hours = np.tile(np.arange(24.0), 20)[:, None]
+    stores, sales = np.repeat(np.arange(20), 24), np.random.default_rng(0).uniform(size=480)
+    half = slice(None, 240), slice(240, None)
+    first, second, again = (
+        episodes.from_groups(hours[part], sales[part], stores[part] + shift, 5, 5, tasks=2)
+        for part, shift in ((half[0], 0), (half[1], 0), (half[0], 100))
+    )
+    episodes.check_disjoint(first=first, second=second)
+    with pytest.raises(ValueError, match="share 10 classes of 10 and 10"):
+        episodes.check_disjoint(first=first, again=again)

@@ -117,3 +117,35 @@ class TestFromTable:
             episodes.from_table("nothing.csv", "a", group="b", shots=1, queries=0, tasks=1)
         with pytest.raises(TypeError, match="ways"):
             episodes.from_table("nothing.csv", "a", group="b", ways=2, shots=1, queries=1, tasks=1)
+
+
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        (["07", "7", "007", "8"], ["07", "7", "007", "8"]),
+        (["1_0", "10", "1e1", "10"], ["1_0", "10", "1e1", "10"]),
+        (["7", "7", "-8", "8"], [7, 7, -8, 8]),
+        (["123456789012345678901", "7"], ["123456789012345678901", "7"]),
+    ],
+)
+def test_labels_of_a_file_stay_apart(tmp_path, written, read):
+    path = tmp_path / "table.csv"
+    path.write_text("x,y\n" + "".join(f"{i},{label}\n" for i, label in enumerate(written)))
+    x, labels = episodes.read_table(path, "y")
+    assert labels.tolist() == read
+    assert x[:, 0].tolist() == list(range(len(written)))
+    assert episodes.read_table(path, "x", features=["x"], group="y")[2].tolist() == read
+
+
+def test_a_file_in_another_encoding_is_refused_by_name(tmp_path):
+    (tmp_path / "table.csv").write_bytes("x,y\n1,é\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="table.csv' is not written in UTF-8"):
+        episodes.read_table(tmp_path / "table.csv", "y")
+
+
+@pytest.mark.parametrize("dtype, value", [("string", "a"), ("boolean", True), ("Int64", 3)])
+def test_missing_values_of_pandas_are_missing(dtype, value):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"x": [1, 2], "y": pandas.array([value, pandas.NA], dtype=dtype)})
+    with pytest.raises(ValueError, match="1 missing values of 2, the first in row 1"):
+        episodes.read_table(table, "y")

@@ -48,9 +48,12 @@ def mini_imagenet(directory, image_size=84, cache=None, download=False):
     check_files([directory / "images", *(directory / name for name in SPLITS.values())], HOW)
     parts = {}
     for part, name in SPLITS.items():
-        with open(directory / name, newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        with open(directory / name, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
         if len(rows) < 2 or rows[0] != ["filename", "label"]:
             raise ValueError(f"'{directory / name}' must begin with filename,label. Received: {rows[:1]}. {HOW}")
+        short = next((row for row in rows if len(row) != 2), None)
+        if short is not None:
+            raise ValueError(f"Every line of '{directory / name}' must be filename,label. Received: {short}. {HOW}")
         parts[part] = ([directory / "images" / row[0] for row in rows[1:]], np.array([row[1] for row in rows[1:]]))
     return read_parts(parts, image_size, cache, HOW)

@@ -33,7 +33,8 @@ def from_arrays(
     An episode draws `ways` classes without replacement, and `shots + queries` examples of each without replacement, of
     which the first `shots` are support. Every ordered draw is as likely, so the label that a class gets inside an
     episode is random, and so is the order of its examples. Rows are sorted by label: `support_y = [0] * shots + [1] *
-    shots + ...`. The support of an episode does not depend on `queries`.
+    shots + ...`. The support of an episode does not depend on `queries`, unless shots are what a class has left
+    (`AtMost`) or a `Shots`.
 
     Where `ways`, `shots` or `queries` vary (see `keras_maml.episodes.counts`), episodes have the static size of the
     greatest, S = ways * shots and Q = ways * queries. What an episode has stands first, sorted by label; behind it
@@ -75,6 +76,7 @@ def from_arrays(
     """
     numbers = check_sampling(ways, shots, queries, tasks, seed, batches, start, shard)
     labels = names_of(labels)
+    within = None if within is None else names_of(within, "within")
     if within is not None and np.shape(within) != labels.shape:
         raise ValueError(
             f"`within` must give every example its superclass, shape {labels.shape}. Received: {np.shape(within)}."
@@ -129,12 +131,12 @@ def from_groups(
     """
     check_counts(tasks, seed, batches, start, shard)
     numbers = check_group_sampling(shots, queries, tasks, seed, batches, start, shard)
-    groups = names_of(groups)
+    groups = names_of(groups, "groups")
     targets, examples = Examples("y", y, len(groups)), Examples("x", x, len(groups))
     chosen = Classes(groups, what="group")
     draw = sampler(chosen, *numbers, ordered)
     read = _reader(draw, examples.reader(), targets.reader())
-    fingerprints = examples.fingerprints(chosen)
+    fingerprints = examples.fingerprints(chosen, targets)
     return Plan(draw.draw, tasks, seed, batches, start, shard, read, BLOCK, fingerprints).dataset()
 
 
@@ -169,11 +171,11 @@ def _reader(draw, read_x, read_y=None):
     def read(drawn):
         parts = drawn["support"], drawn["query"]
         weights = [draw.weights(drawn, part) for part in ("support", "query")]
-        xs = [_blank(x, weight) for x, weight in zip(read_x(parts), weights, strict=True)]
+        xs = [blank(x, weight) for x, weight in zip(read_x(parts), weights, strict=True)]
         if read_y is None:
             ys = [draw.labels(drawn, part) for part in ("support", "query")]
         else:
-            ys = [_blank(y, weight) for y, weight in zip(read_y(parts), weights, strict=True)]
+            ys = [blank(y, weight) for y, weight in zip(read_y(parts), weights, strict=True)]
         x = {"support_x": xs[0], "support_y": ys[0], "query_x": xs[1]}
         if weights[0] is None:
             return x, ys[1]
@@ -183,13 +185,13 @@ def _reader(draw, read_x, read_y=None):
     return read
 
 
-def _blank(structure, weight):
+def blank(structure, weight):
     """Zeros where the weight `(T, n)` is 0: padding shows no example of another task."""
     if weight is None:
         return structure
 
-    def blank(leaf):
+    def zeros(leaf):
         shape = tf.concat([tf.shape(weight), tf.ones(leaf.shape.rank - 2, tf.int32)], 0)
         return tf.where(tf.reshape(weight, shape) > 0, leaf, tf.zeros((), leaf.dtype))
 
-    return keras.tree.map_structure(blank, structure)
+    return keras.tree.map_structure(zeros, structure)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+import random as python_random
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_maml.episodes import draws as random
+from keras_maml.episodes.arrays import blank
 from keras_maml.episodes.checks import names_of
 from keras_maml.episodes.pipeline import plan_of
 from keras_maml.selection import seed_variables
@@ -22,7 +24,10 @@ def rotate_classes(images, labels, turns=(0, 1, 2, 3)):
     Whichever classes an episode draws, the orientation of each is independent of the others', and the same for all of
     its supports and queries. (One orientation for a whole task would add nothing: a task stays as hard as it was.)
 
-        images, labels = keras_maml.episodes.rotate_classes(*keras_maml.episodes.read_folder("characters", 28))
+        train = keras_maml.episodes.rotate_classes(*keras_maml.episodes.read_folder("characters/train", 28))
+
+    Turn the classes of each split by themselves. To part turned classes would put one character into two splits, in
+    different orientations, which no check can see.
 
     Args:
         images: `(N, height, width, channels)`; `height = width` unless only half turns are asked for.
@@ -62,7 +67,8 @@ def augment(dataset, layer, part="both", share="example"):
     """Episodes whose examples go through a Keras layer, with random numbers that belong to the episode.
 
     So augmented episodes repeat and resume as all others do, under parallel calls too. Several calls add up, each with
-    random numbers of its own. Integers stay integers: what the layer returns is rounded and cut to their range.
+    random numbers of its own. Integers stay integers: what the layer returns is rounded and cut to their range; a layer
+    that takes floats only (`RandomContrast`, `GaussianNoise`) needs images as floats. Padding stays zeros.
 
         train = keras_maml.episodes.augment(train, keras.layers.RandomFlip("horizontal"), share="task")
         train = keras_maml.episodes.augment(train, keras.layers.RandomTranslation(0.1, 0.1), part="support")
@@ -79,13 +85,17 @@ def augment(dataset, layer, part="both", share="example"):
         A `tf.data.Dataset` of the changed episodes.
 
     Raises:
-        ValueError: if an argument is out of range, the layer has other state, or changes only one part's shape.
+        ValueError: if an argument is out of range, or the layer has other state, draws from Python's global generator
+            (`AugMix` does), does not take such examples, or changes only one part's shape.
     """
     plan = plan_of(dataset)
     if part not in PARTS or share not in SHARED:
         raise ValueError(f"Expected part in {PARTS} and share in {SHARED}. Received: {part=}, {share=}.")
     if not isinstance(layer, keras.layers.Layer):
         raise ValueError(f"`layer` must be a `keras.layers.Layer`. Received: {layer!r}.")
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or not isinstance(spec[0], dict) or "query_x" not in spec[0]:
+        raise ValueError(f"`dataset` must be of episodes (x, y) with x a dict. Received elements: {spec}.")
     transform = _Transform(layer, share, first=random.LAYERS + 4 * plan.augmentations)
 
     def draw(seed, index):
@@ -97,7 +107,8 @@ def augment(dataset, layer, part="both", share="example"):
         x = dict(x)
         for name, labels in (("support", x["support_y"]), ("query", rest[0])):
             if part in ("both", name):
-                x[f"{name}_x"] = transform(x[f"{name}_x"], labels, drawn["seeds"], name)
+                changed = transform(x[f"{name}_x"], labels, drawn["seeds"], name)
+                x[f"{name}_x"] = blank(changed, x.get(f"{name}_weight"))
         _check_parts(x, layer)
         return (x, *rest)
 
@@ -165,6 +176,12 @@ class _Transform:
         """Specs `(n, ...)` of what the layer makes of the examples of a task; builds it."""
         example = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), x)
         with tf.init_scope():
+            traced = self._traced(example)
+        return tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), traced.structured_outputs)
+
+    def _traced(self, example):
+        state = python_random.getstate()
+        try:
             if not self.layer.built:
                 # Symbolic, as a call would draw from the layer's generators.
                 self.layer(tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), example))
@@ -172,7 +189,17 @@ class _Transform:
             traced = tf.function(self._call, autograph=False).get_concrete_function(
                 example, tf.TensorSpec((4,), tf.int32)
             )
-        return tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), traced.structured_outputs)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Layer '{self.layer.name}' does not take these examples: {error}. Received: {example}. Some "
+                "layers take floats only (pass `x.astype('float32')`), and one array rather than several inputs."
+            ) from error
+        if state != python_random.getstate():
+            raise ValueError(
+                f"Layer '{self.layer.name}' draws from Python's global generator, once for all episodes, so that no "
+                "seed could repeat it. Use a layer that draws by `keras.random` only."
+            )
+        return traced
 
     def _check_state(self):
         seeds = {id(v) for v in seed_variables(self.layer)}

@@ -57,7 +57,7 @@ def read_folder(directory, image_size, channels=3, cache=None, skip_unreadable=F
             suffix or cannot be decoded, or an argument is out of range.
     """
     directory = pathlib.Path(directory).expanduser()
-    paths = _image_files(directory, skip_unreadable)
+    paths = _image_files(directory, skip_unreadable, cache)
     labels = np.array([path.parent.relative_to(directory).as_posix() for path in paths])
     images, readable = read_images(paths, image_size, channels, cache, skip_unreadable)
     return images, labels[readable]
@@ -102,14 +102,15 @@ def read_images(paths, image_size, channels=3, cache=None, skip_unreadable=False
     return images, readable
 
 
-def _image_files(directory, skip_others):
+def _image_files(directory, skip_others, cache=None):
     if not directory.is_dir():
         raise ValueError(f"'{directory}' is no folder. Expected a folder with one folder of image files a class.")
     images, others, empty = [], [], []
-    for folder, folders, files in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    own = () if cache is None else {path.absolute() for path in _files_of(pathlib.Path(cache).expanduser())}
+    for folder, folders, files in os.walk(directory, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_up(folder, name))
         shown = sorted(f for f in files if not f.startswith(".") and f not in ("Thumbs.db", "desktop.ini"))
-        paths = [pathlib.Path(folder) / name for name in shown]
+        paths = [path for path in (pathlib.Path(folder) / name for name in shown) if path.absolute() not in own]
         found = [path for path in paths if path.suffix.lower() in SUFFIXES]
         images += found
         others += [path for path in paths if path.suffix.lower() not in SUFFIXES]
@@ -137,8 +138,16 @@ def _image_files(directory, skip_others):
     return sorted(images, key=lambda path: path.relative_to(directory).parts)
 
 
+def _leads_up(folder, name):
+    """Whether a folder is a link to one that it lies in: to follow it would never end."""
+    here, there = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    return os.path.commonpath([here, there]) == there
+
+
 def _check_arguments(image_size, channels, cache):
-    size = tuple(np.broadcast_to(image_size, 2).tolist())
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2:
+        raise ValueError(f"`image_size` must be an integer or (height, width). Received: image_size={image_size!r}.")
     check_whole(1, **{"image_size": size[0]})
     check_whole(1, **{"image_size": size[1]})
     if channels not in (1, 3, 4):
@@ -153,8 +162,7 @@ def _decoded(paths, size, channels):
 
     def decode(path):
         # A failing operation would stop the whole pipeline: one element fails alone, and `ignore_errors` drops it.
-        image = tf.io.decode_image(tf.io.read_file(path), channels=channels, expand_animations=False)
-        image.set_shape((None, None, channels))
+        image = _decode(tf.io.read_file(path), channels)
         shape = tf.shape(image)[:2]
         return tf.cond(tf.reduce_all(shape == size), lambda: image, lambda: resize(image, size))
 
@@ -177,6 +185,33 @@ def _decoded(paths, size, channels):
         yield np.zeros((rest, *size, channels), "uint8"), np.zeros(rest, bool)
 
 
+def _decode(content, channels):
+    """`(height, width, channels)` `uint8`."""
+    png, jpeg = b"\x89PNG", b"\xff\xd8\xff"
+    converts = tf.strings.substr(content, 0, 4) == png
+    if channels != 4:
+        converts |= tf.strings.substr(content, 0, 3) == jpeg
+    image = tf.cond(
+        converts,
+        lambda: tf.io.decode_image(content, channels=channels, expand_animations=False),
+        # The other decoders know one number of channels, that of the file.
+        lambda: _with_channels(tf.io.decode_image(content, channels=0, expand_animations=False), channels),
+    )
+    image.set_shape((None, None, channels))
+    return image
+
+
+def _with_channels(image, channels):
+    """An image of 1 to 4 channels with another number; what was opaque stays so."""
+    has = tf.shape(image)[-1]
+    opacity = tf.cond(has % 2 == 0, lambda: image[..., -1:], lambda: tf.ones_like(image[..., :1]) * 255)
+    colours = tf.cond(has < 3, lambda: tf.tile(image[..., :1], (1, 1, 3)), lambda: image[..., :3])
+    colours = tf.ensure_shape(colours, (None, None, 3))
+    if channels == 1:
+        return tf.cond(has < 3, lambda: image[..., :1], lambda: tf.image.rgb_to_grayscale(colours))
+    return colours if channels == 3 else tf.concat([colours, opacity], -1)
+
+
 def resize(image, size):
     """An image `(height, width, channels)` in another size, in its own dtype: antialiased Lanczos of radius 3."""
     resized = tf.image.resize(image, size, method="lanczos3", antialias=True)
@@ -196,15 +231,22 @@ def _sidecar(cache):
     return cache.with_name(cache.name + ".json")
 
 
+def _files_of(cache):
+    return cache, _sidecar(cache)
+
+
 def _from_cache(cache, stamp):
     if not (cache.is_file() and _sidecar(cache).is_file()):
         return None
-    known = json.loads(_sidecar(cache).read_text())
-    if known.get("stamp") != stamp:
+    try:
+        known = json.loads(_sidecar(cache).read_text())
+        if known["stamp"] != stamp:
+            return None
+        readable = np.ones(known["files"], bool)
+        readable[known["unreadable"]] = False
+        return np.load(cache, mmap_mode="r"), readable
+    except (ValueError, KeyError, EOFError):  # damaged: read anew
         return None
-    readable = np.ones(known["files"], bool)
-    readable[known["unreadable"]] = False
-    return np.load(cache, mmap_mode="r"), readable
 
 
 def _to_cache(cache, stamp, images, readable):
@@ -215,7 +257,9 @@ def _to_cache(cache, stamp, images, readable):
     np.save(new, images)
     os.replace(new, cache)
     known = {"stamp": stamp, "files": len(readable), "unreadable": np.flatnonzero(~readable).tolist()}
-    _sidecar(cache).write_text(json.dumps(known))
+    new = new.with_suffix(".json")
+    new.write_text(json.dumps(known))
+    os.replace(new, _sidecar(cache))
     return np.load(cache, mmap_mode="r")
 
 

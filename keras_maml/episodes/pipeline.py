@@ -96,6 +96,7 @@ class Plan:
             batch = turn + turns * (position * block + tf.range(block, dtype=tf.int64))
             index = self.start + batch[:, None] * self.tasks + tf.range(self.tasks, dtype=tf.int64)
             drawn = self.draw(tf.convert_to_tensor(seed, tf.int64), tf.reshape(index, (block * self.tasks,)))
+            _check_tasks(drawn, block * self.tasks)
             return drawn if block == 1 else tf.nest.map_structure(cut, drawn)
 
         def cut(leaf):
@@ -172,6 +173,11 @@ def check_counts(tasks, seed=None, batches=None, start=0, shard=None):
     check_whole(1, batches=1 if batches is None else batches)
     check_whole(0, start=start)
     if isinstance(seed, Fixed):
+        if start:
+            raise ValueError(
+                f"A fixed set of episodes begins with its first. Received: seed=fixed({seed.episodes}), start={start}. "
+                "Leave `start` out; `dataset.skip(n)` leaves out batches."
+            )
         if batches is not None or seed.episodes % tasks:
             raise ValueError(
                 f"`seed=fixed({seed.episodes})` has {seed.episodes} / tasks batches. Received: tasks={tasks}, "
@@ -189,6 +195,16 @@ def check_counts(tasks, seed=None, batches=None, start=0, shard=None):
             raise ValueError(
                 f"{seed.episodes} fixed episodes are {seed.episodes // tasks} batches of {tasks}, so nothing is left "
                 f"for worker {worker} of {count}. Lower `tasks`."
+            )
+
+
+def _check_tasks(drawn, tasks):
+    for leaf in tf.nest.flatten(drawn):
+        shape = tf.convert_to_tensor(leaf).shape
+        if shape.rank == 0 or shape[0] not in (None, tasks):
+            raise ValueError(
+                f"A function of episodes must give `(T, ...)` for {tasks} indices `(T,)`. Received: shape {shape}. "
+                "Compute every tensor for all indices at once."
             )
 
 

@@ -55,18 +55,23 @@ class Examples:
 
         return read
 
-    def fingerprints(self, classes):
+    def fingerprints(self, classes, targets=None):
         """`{hash: label}` of classes: what a class consists of, whatever it is called.
 
         Two sources share a class if they share its number of examples and the first few of them.
+
+        Args:
+            classes: the `Classes`.
+            targets: `Examples` that belong to these, or `None`: groups may share their inputs and differ in targets.
         """
+        leaves = self._leaves() + ([] if targets is None else targets._leaves())
         found = {}
         for begin in range(0, len(classes.names), CLASSES_AT_ONCE):
             some = slice(begin, begin + CLASSES_AT_ONCE)
             # A smaller class repeats its last row.
             position = np.minimum(np.arange(FINGERPRINT_ROWS), classes.sizes[some, None] - 1)
             rows = classes.rows[classes.first[some, None] + position]
-            taken = [_rows_of(leaf, rows).reshape(len(rows), -1) for leaf in self._leaves()]
+            taken = [_rows_of(leaf, rows).reshape(len(rows), -1) for leaf in leaves]
             for i, (name, size) in enumerate(zip(classes.names[some], classes.sizes[some], strict=True)):
                 digest = hashlib.blake2b(str(size).encode(), digest_size=16)
                 for leaf in taken:
@@ -125,7 +130,9 @@ class _Sliced:
         return taken
 
     def _take(self, *parts):
+        # TensorFlow takes bytes as they are, so they must stand in the machine's order.
         taken = [_rows_of(self.array, part) for part in parts]
+        taken = [block.astype(block.dtype.newbyteorder("="), copy=False) for block in taken]
         for part, block in zip(parts, taken, strict=True):
             if block.dtype.kind == "f" and not np.isfinite(block).all():
                 bad = part[~np.isfinite(block.reshape(*part.shape, -1)).all(-1)]
@@ -163,6 +170,11 @@ def _as_arrays(x):
         return {key: _as_arrays(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)) and any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x)):
         return tuple(_as_arrays(value) for value in x)  # tf.data would stack a list
+    if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
+        raise ValueError(
+            f"Examples must be dense arrays of one shape. Received: a {type(x).__name__}. Pad them to one length, by "
+            "`x.to_tensor()` or `tf.sparse.to_dense(x)`."
+        )
     if _stays(x):
         return x
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.episodes import draws as random
-from keras_maml.episodes.checks import check_enough
+from keras_maml.episodes.checks import check_alike, check_enough, names_of
 from keras_maml.episodes.counts import Count, Shots
 
 
@@ -49,7 +49,8 @@ class Classes:
         self.class_first = np.cumsum(self.class_sizes) - self.class_sizes
 
     def _positions(self, classes):
-        asked = np.unique(np.asarray(classes))
+        asked = np.unique(names_of(classes, "classes")) if np.size(classes) else self.names[:0]
+        check_alike("classes", asked, self.names)
         unknown = ~np.isin(asked, self.names)
         if unknown.any() or not len(asked):
             raise ValueError(
@@ -216,7 +217,8 @@ class Variable:
 
         queries = read(self.queries, draws[:, 0])
         if self.joint:
-            return self.shots(tf.transpose(draws[:, 2:], (0, 2, 1)), sizes, queries)
+            numbers = self.shots(tf.transpose(draws[:, 2:], (0, 2, 1)), sizes, queries)
+            return self._checked(*(tf.cast(number, tf.int64) for number in numbers), sizes)
         shots = read(self.shots, draws[:, 1])
         if self.shots.at_most:
             kept = 1 if self.queries.at_most else queries
@@ -224,6 +226,27 @@ class Variable:
         if self.queries.at_most:
             queries = tf.minimum(queries, sizes - shots)
         return shots, queries
+
+    def _checked(self, shots, queries, sizes):
+        """The numbers of a `Shots`, as it may be a user's."""
+        present = sizes > 0
+        promises = {
+            "at least 1 for each class that takes part": tf.where(present, tf.minimum(shots, queries) >= 1, True),
+            "0 for a class that is left out": tf.where(present, True, tf.maximum(shots, queries) == 0),
+            "together no more than the class has": shots + queries <= sizes,
+            f"shots of at most each={self.shots.each}": shots <= self.shots.each,
+            f"shots of at most total={self.shots.total} together": tf.reduce_sum(shots, 1) <= self.shots.total,
+        }
+        name = type(self.shots).__name__
+        checks = [
+            tf.debugging.Assert(
+                tf.reduce_all(kept), [f"`{name}` must give numbers {what}. Received shots, queries, sizes:", *numbers]
+            )
+            for numbers in [(shots, queries, sizes)]
+            for what, kept in promises.items()
+        ]
+        with tf.control_dependencies(checks):
+            return tf.identity(shots), tf.identity(queries)
 
     def _pack(self, picks, skipped, numbers, part):
         """Rows of `numbers` picks of every class behind the first `skipped`, one class after another."""

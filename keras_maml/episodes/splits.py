@@ -5,7 +5,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.checks import check_whole, names_of
+from keras_maml.episodes.checks import check_alike, check_whole, names_of
 from keras_maml.episodes.draws import uniform
 from keras_maml.episodes.pipeline import Plan
 
@@ -39,7 +39,8 @@ def split_classes(labels, parts, seed=0, exclude=(), allow_overlap=False):
         raise ValueError(
             f'`parts` must be a dict such as {{"train": 64, "validation": 16, "test": 20}}. Received: {parts!r}.'
         )
-    excluded = _known(exclude, names, "exclude") if len(exclude) else names[:0]
+    exclude = () if exclude is None else list(exclude) if isinstance(exclude, (set, frozenset)) else exclude
+    excluded = _known(exclude, names, "exclude") if np.size(exclude) else names[:0]
     free = np.setdiff1d(names, excluded)
     total = len(free)
     result = {part: _known(asked, names, part) for part, asked in parts.items() if _is_named(asked)}
@@ -67,7 +68,8 @@ def check_disjoint(**parts):
     """Refuses parts that share classes.
 
     Classes of datasets are compared by their examples, whatever they are called: two parts that number their classes
-    from 0 do not clash, and the same class under two names does. `MetaModel.fit` so checks its `validation_data`.
+    from 0 do not clash, and the same class under two names does. `MetaModel.fit` so checks its `validation_data`. Not
+    seen is a class whose examples were parted, some here and some there, or changed: pass labels to compare names.
 
         keras_maml.episodes.check_disjoint(train=train, validation=validation, test=test)
 
@@ -86,6 +88,8 @@ def check_disjoint(**parts):
                     f"Datasets are compared with datasets and labels with labels. Received: '{one}' is a "
                     f"{type(parts[one]).__name__}, '{other}' a {type(parts[other]).__name__}."
                 )
+            if not isinstance(parts[one], tf.data.Dataset) and {*map(str, known[one])} & {*map(str, known[other])}:
+                check_alike(other, np.array([*known[other]]), np.array([*known[one]]))
             both = [key for key in known[one] if key in known[other]]
             if both:
                 raise ValueError(
@@ -112,7 +116,8 @@ def _is_named(asked):
 
 
 def _known(asked, names, part):
-    asked = np.unique(names_of(asked))
+    asked = np.unique(names_of(asked, part))
+    check_alike(part, asked, names)
     unknown = asked[~np.isin(asked, names)]
     if len(unknown) or not len(asked):
         example = f", such as {unknown[0].item()!r}" if len(unknown) else ""

@@ -50,6 +50,9 @@ def read_table(table, target, features=None, group=None):
             feature is no number.
     """
     columns = _columns(table)
+    if isinstance(table, (str, os.PathLike)):
+        names = {group} if group is not None else {target}
+        columns = {name: _labels(text) if name in names else _parsed(text) for name, text in columns.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if not columns or not min(lengths.values()):
         raise ValueError(f"The table is empty. Received: {len(columns)} columns without a row.")
@@ -82,31 +85,45 @@ def _columns(table):
 def _read_csv(path):
     if not os.path.isfile(path):
         raise ValueError(f"'{path}' is no file. Expected a CSV file whose first line names the columns.")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        names = next(reader, [])
-        _check_names(names)
-        rows = []
-        for row in reader:
-            if len(row) != len(names) and row:
-                raise ValueError(
-                    f"Line {reader.line_num} of '{path}' has {len(row)} values, and the first line names {len(names)} "
-                    "columns."
-                )
-            if row:
-                rows.append(row)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return _read_rows(path, csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not written in UTF-8 ({error}). Convert it, or read it by pandas.") from error
+
+
+def _read_rows(path, reader):
+    names = next(reader, [])
+    _check_names(names)
+    rows = []
+    for row in reader:
+        if len(row) != len(names) and row:
+            raise ValueError(
+                f"Line {reader.line_num} of '{path}' has {len(row)} values, and the first line names {len(names)} "
+                "columns."
+            )
+        if row:
+            rows.append(row)
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    return {name: _parsed(column) for name, column in zip(names, columns, strict=True)}
+    return {name: np.array(column, str) for name, column in zip(names, columns, strict=True)}
 
 
-def _parsed(column):
+def _labels(values):
+    """Strings of a CSV file as integers if they are written as integers are, else as they are: "07" and "7" differ."""
+    try:
+        numbers = values.astype("int64")
+    except (ValueError, OverflowError):
+        return values
+    return numbers if (numbers.astype(str) == values).all() else values
+
+
+def _parsed(values):
     """Strings of a CSV file as integers, else as numbers, else as they are; what is empty is missing, NaN or `""`."""
-    values = np.array(column)
     filled = values != ""
     for dtype in ("int64", "float64"):
         try:
             numbers = values[filled].astype(dtype)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         if filled.all():
             return numbers
@@ -141,8 +158,13 @@ def _missing(column):
     if column.dtype.kind == "f":
         return np.isnan(column)
     if column.dtype.kind == "O":
-        return np.array([value is None or value != value or value == "" for value in column.tolist()])
+        return np.array([_is_missing(value) for value in column.tolist()])
     return column == "" if column.dtype.kind == "U" else np.zeros(len(column), bool)
+
+
+def _is_missing(value):
+    # `pandas.NA` is neither equal to itself nor unequal.
+    return value is None or type(value).__name__ == "NAType" or value != value or value == ""
 
 
 def _features(columns, names):
