@@ -180,6 +180,7 @@ def _training(card):
             ("loss", _code(in_words(training["loss"]))),
             *((name, _code(in_words(value))) for name, value in optional.items() if value),
             ("task mapping", _code(in_words(training["task_mapping"]))),
+            ("tasks that are not finite", "left out" if training["skip_non_finite"] else "not left out"),
         ]
     )
     yield "### Episodes"

@@ -213,6 +213,7 @@ def _training(meta_model):
         "metrics": _plain(metrics),
         "weighted_metrics": _plain(weighted_metrics),
         "task_mapping": _plain(meta_model.task_mapping),
+        "skip_non_finite": meta_model.skip_non_finite,
     }
 
 

@@ -128,6 +128,7 @@ def test_settings_and_training_episodes(written):
         "`Adam(learning_rate=CosineDecay(initial_learning_rate=0.02, decay_steps=50, alpha=0, warmup_steps=0), beta_1="
     )
     assert settings["outer steps"] == "4" and settings["metrics"] == "`accuracy`"
+    assert settings["tasks that are not finite"] == "not left out" and card["training"]["skip_non_finite"] is False
     assert "from_logits=True" in settings["loss"]
     assert card["training"]["optimizer"]["config"]["learning_rate"]["config"]["decay_steps"] == 50
     assert card["training"]["loss"]["config"]["from_logits"] is True
