@@ -5,7 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_maml import checks, inputs
+from keras_maml import cards, checks, inputs
 from keras_maml.episodes import check_disjoint
 from keras_maml.losses import TaskLoss
 from keras_maml.metrics import BeforeAdaptation, NonFiniteTasksMetric, merge, merged_examples, weights_of_finite
@@ -119,6 +119,31 @@ class EpisodeModel(keras.Model):
         self._assert_compile_called("test_on_batch")
         self._check_values(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def card(self, report, directory, episodes=None, description=None, overwrite=False):
+        """Writes a run card, `README.md` and `card.json`: what was trained, on what, with which settings and results.
+
+            meta_model.export("five_way_learner")
+            meta_model.card(report, "five_way_learner", episodes=train)
+
+        `card.json` holds the report with the values of every task:
+        `keras_maml.EpisodeReport.from_json(json.dumps(card["report"]))`.
+
+        Args:
+            report: an `EpisodeReport` of this model as it is now.
+            directory: a folder, made if there is none: that of an export, or any other.
+            episodes: what was trained on, as for `keras_maml.episodes.describe`, which looks at the first batches.
+            description: Markdown for the head of `README.md`: the data, what the model is for, its limits.
+            overwrite: whether to replace a `README.md` or a `card.json` that no card wrote.
+
+        Returns:
+            The dict that `card.json` holds.
+
+        Raises:
+            ValueError: if `report` is none or of another model or of other weights, if the model is not compiled or
+                not built, or if files are in the way.
+        """
+        return cards.write(self, report, directory, episodes, description, overwrite)
 
     def _check_data(self, arguments, name, steps_name):
         batch = inputs.first_batch(arguments, name, steps_name)

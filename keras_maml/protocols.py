@@ -38,7 +38,7 @@ def protocol(meta_model, episodes, steps, sizes):
         "evaluation_steps": evaluation_steps,
         "outer_steps": int(meta_model.outer_step.numpy()),
         "normalisation": describe_normalisation(meta_model.model),
-        "seed": _seed(episodes),
+        "seed": describe_seed(episodes),
         "precision": meta_model.model.dtype_policy.name,
         "versions": versions(),
     }
@@ -101,7 +101,8 @@ def _describe_sizes(sizes):
     return {"ways": _range(sizes["ways"]), "shots": _range(shots), "queries": _range(queries)}
 
 
-def _seed(episodes):
+def describe_seed(episodes):
+    """Which episodes a dataset yields, in words."""
     plan = getattr(episodes, "plan", None)
     if not isinstance(plan, Plan):
         return "unknown (not a dataset of `keras_maml.episodes`)"
