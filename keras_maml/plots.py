@@ -262,7 +262,7 @@ def _rates_by_variable(ax, paths, rates, start):
     )
     axes.axvline(start, color=GREY, linestyle="--", linewidth=1)
     axes.set_ylim(len(paths) - 0.5, -0.5)  # the first layer on top
-    notes = [f"{lost} rates are not finite, left out"] * bool(lost)
+    notes = [f"{count_of(lost, 'rate')} not finite, left out"] * bool(lost)
     finish(axes, f"inner learning rate (all started at {start:g})", "", notes)
     axes.set_yticks(places, paths, parse_math=False)
     axes.grid(visible=False, axis="y")
