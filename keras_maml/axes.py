@@ -16,8 +16,8 @@ def axes_for(ax, width, height, beside=()):
     if ax is not None:
         return ax
     if beside:
-        width += 0.6 + 0.062 * max(len(line) for label in beside for line in _wrapped(label).splitlines())
-        height = max(height, 0.4 + 0.155 * sum(_wrapped(label).count("\n") + 1 for label in beside))
+        width += 0.6 + 0.062 * max(len(line) for label in beside for line in _wrapped(label).split("\n"))
+        height = max(height, 0.4 + sum(0.2 + 0.135 * _wrapped(label).count("\n") for label in beside))
     return figure_class()((width, height), dpi=120, layout="constrained").subplots()
 
 
@@ -30,9 +30,9 @@ def frame(axes, targets, curves):
     """Limits that hold all targets, and of wild curves no more than lets the targets be seen."""
     low, high = float(targets.min()), float(targets.max())
     room = (high - low) or 1.0
-    low = max(min(low, curves.min()), low - room) - 0.06 * room
-    high = min(max(high, curves.max()), high + room) + 0.06 * room
-    axes.set_ylim(low, high)
+    curves = curves[np.isfinite(curves)]
+    least, greatest = curves.min(initial=low), curves.max(initial=high)
+    axes.set_ylim(max(least, low - room) - 0.06 * room, min(greatest, high + room) + 0.06 * room)
 
 
 def step_ticks(axes, steps):

@@ -49,17 +49,11 @@ def plot_adaptation(reports, metric=None, ax=None):
         ValueError: if there is no report, or one without the metric.
     """
     labelled = reports if isinstance(reports, dict) else {"": reports}
-    if not labelled or not all(isinstance(report, EpisodeReport) for report in labelled.values()):
-        came = {label: type(report).__name__ for label, report in labelled.items()} if labelled else "an empty dict"
-        came = came if isinstance(reports, dict) else type(reports).__name__
-        raise ValueError(f"`reports` must be an `EpisodeReport`, or a dict of them by label. Received: {came}.")
+    _check_reports(reports, labelled)
     metric = _default_metric(labelled.values()) if metric is None else metric
     rows = {label: [report.summary(metric, k) for k in report.steps] for label, report in labelled.items()}
-    labels, notes = [], []
-    for label, row in rows.items():
-        on_row = _notes_on(row, labelled[label].tasks)
-        notes += on_row
-        labels.append("\n".join([str(label), *on_row]))
+    notes = [_notes_on(row, report.tasks) for row, report in zip(rows.values(), labelled.values(), strict=True)]
+    labels = ["\n".join([str(label), *note]) for label, note in zip(rows, notes, strict=True)]
     several = len(rows) > 1
     axes = axes_for(ax, 6.0, 3.8, labels if several else ())
     handles = []
@@ -70,12 +64,12 @@ def plot_adaptation(reports, metric=None, ax=None):
         style["linestyle"] = STYLES[number // len(COLOURS) % len(STYLES)]
         steps, means = [s.steps for s in row], [s.mean for s in row]
         handles.append(axes.errorbar(steps, means, margins, capsize=3, linewidth=1.4, **style))
-    tasks = {report.tasks for report in labelled.values()}
-    of = f"mean of {count_of(*tasks, 'task')}" if len(tasks) == 1 else "mean over tasks"
-    interval = ", 95 % interval" if max(tasks) > 1 else ""
     step_ticks(axes, sorted({k for report in labelled.values() for k in report.steps}))
     scale(axes, [s.mean for row in rows.values() for s in row], "y")
-    finish(axes, "inner steps", f"{metric}\n{of}{interval}", [] if several else notes)
+    tasks = sorted({report.tasks for report in labelled.values()})
+    of = f"mean of {count_of(*tasks, 'task')}" if len(tasks) == 1 else "mean over tasks"
+    interval = ", 95 % interval" if tasks[-1] > 1 else ""
+    finish(axes, "inner steps", f"{metric}\n{of}{interval}", [] if several else notes[0])
     if several:
         legend(axes, handles, labels)
     return axes
@@ -235,8 +229,8 @@ def plot_learned_rates(meta_model, ax=None):
             "episode first, or give the model a `keras.Input`."
         )
     variables = zip(meta_model.model.trainable_variables, meta_model.mask, strict=True)
-    paths = [shortened(variable.path) for variable, adapts in variables if adapts]
-    rates = [keras.ops.convert_to_numpy(rate).ravel() for rate in rule.rates]
+    paths = [variable.path for variable, adapts in variables if adapts]
+    rates = [rate.numpy().ravel() for rate in rule.rates]
     draw = _rates_by_step if isinstance(rule, LayerwiseSGD) else _rates_by_variable
     return draw(ax, paths, rates, rule.learning_rate)
 
@@ -246,44 +240,43 @@ def _rates_by_variable(ax, paths, rates, start):
     finite = [rate[np.isfinite(rate)] for rate in rates]
     lost = sum(map(len, rates)) - sum(map(len, finite))
     places = range(len(paths))
-    axes.boxplot(
-        finite,
-        positions=places,
-        orientation="horizontal",
-        whis=(5, 95),
-        widths=0.6,
-        showfliers=False,
-        manage_ticks=False,
-        patch_artist=True,
-        boxprops={"facecolor": "#c9d8e6", "edgecolor": BETTER},
-        medianprops={"color": WORSE, "linewidth": 1.6},
-        whiskerprops={"color": BETTER},
-        capprops={"color": BETTER},
-    )
+    box, median = {"facecolor": "#c9d8e6", "edgecolor": BETTER}, {"color": WORSE, "linewidth": 1.6}
+    line = {"color": BETTER}
+    look = {"boxprops": box, "medianprops": median, "whiskerprops": line, "capprops": line, "patch_artist": True}
+    how = {"orientation": "horizontal", "widths": 0.6, "showfliers": False, "manage_ticks": False}
+    axes.boxplot(finite, positions=places, whis=(5, 95), **how, **look)
     axes.axvline(start, color=GREY, linestyle="--", linewidth=1)
     axes.set_ylim(len(paths) - 0.5, -0.5)  # the first layer on top
     notes = [f"{count_of(lost, 'rate')} not finite, left out"] * bool(lost)
     finish(axes, f"inner learning rate (all started at {start:g})", "", notes)
-    axes.set_yticks(places, paths, parse_math=False)
+    axes.set_yticks(places, [shortened(path) for path in paths], parse_math=False)
     axes.grid(visible=False, axis="y")
     return axes
 
 
 def _rates_by_step(ax, paths, rates, start):
-    axes = axes_for(ax, 6.0, max(3.8, 1.0 + 0.19 * len(paths)), paths)
-    layers = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
-    handles = []
+    labels = [shortened(path) for path in paths]
+    axes = axes_for(ax, 6.0, 3.8, labels)
+    steps = range(1, len(rates[0]) + 1)
+    handles, layers = [], {}  # layers: how many variables of each are drawn
     for path, rate in zip(paths, rates, strict=True):
-        layer = layers.index(path.rpartition("/")[0])
-        within = [p for p in dict.fromkeys(paths) if p.rpartition("/")[0] == layers[layer]].index(path)
-        style = {"color": COLOURS[layer % len(COLOURS)], "linestyle": STYLES[within % len(STYLES)]}
-        steps = range(1, len(rate) + 1)
-        handles += axes.plot(steps, rate, marker=MARKERS[layer % len(MARKERS)], markersize=4, **style)
+        layer = path.rpartition("/")[0]
+        layers[layer] = within = layers.get(layer, -1) + 1
+        number = list(layers).index(layer)
+        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[within % len(STYLES)]}
+        handles += axes.plot(steps, rate, marker=MARKERS[number % len(MARKERS)], markersize=4, **style)
     axes.axhline(start, color=GREY, linestyle="--", linewidth=1)
     step_ticks(axes, steps)
     finish(axes, "inner step", f"inner learning rate (all started at {start:g})", [])
-    legend(axes, handles, paths)
+    legend(axes, handles, labels)
     return axes
+
+
+def _check_reports(reports, labelled):
+    wrong = {k: type(report).__name__ for k, report in labelled.items() if not isinstance(report, EpisodeReport)}
+    if wrong or not labelled:
+        came = (wrong or "an empty dict") if isinstance(reports, dict) else type(reports).__name__
+        raise ValueError(f"`reports` must be an `EpisodeReport`, or a dict of them by label. Received: {came}.")
 
 
 def _default_metric(reports):
