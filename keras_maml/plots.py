@@ -5,8 +5,6 @@ All take `ax`, matplotlib axes to draw into; by default they make a figure of th
 a notebook the figure shows once `%matplotlib inline` was called.
 """
 
-import math
-
 import keras
 import numpy as np
 
@@ -58,11 +56,10 @@ def plot_adaptation(reports, metric=None, ax=None):
     axes = axes_for(ax, 6.0, 3.8, labels if several else ())
     handles = []
     for number, row in enumerate(rows.values()):
-        # The mean of one task has no interval: no bar.
-        margins = [s.margin if math.isfinite(s.margin) else math.nan for s in row]
         style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
         style["linestyle"] = STYLES[number // len(COLOURS) % len(STYLES)]
-        steps, means = [s.steps for s in row], [s.mean for s in row]
+        # Where one task is left, the margin is infinite, and matplotlib draws no bar.
+        steps, means, margins = ([getattr(s, name) for s in row] for name in ("steps", "mean", "margin"))
         handles.append(axes.errorbar(steps, means, margins, capsize=3, linewidth=1.4, **style))
     step_ticks(axes, sorted({k for report in labelled.values() for k in report.steps}))
     scale(axes, [s.mean for row in rows.values() for s in row], "y")

@@ -195,6 +195,8 @@ def test_wild_curves_leave_the_points_to_be_seen():
         ax = keras_maml.plot_regression_task(line(rate=10.0), waves((-2.0, 40.0)), task=1, steps=steps)
         low, high = ax.get_ylim()
         assert -2 - 2 * 42 < low < -2 and 40 < high < 40 + 2 * 42
+    axes.frame(ax, np.array([0.0, 1.0]), np.array([np.nan, 0.5, np.inf]))
+    np.testing.assert_allclose(ax.get_ylim(), (-0.06, 1.06))
 
 
 def test_padding_is_neither_drawn_nor_learned_from():
