@@ -109,8 +109,8 @@ def out_of_range(x, y):
 
 def single():
     pixels = (8, 8, 1)
-    x = {"support_x": np.ones((2, 1, *pixels)), "support_y": np.ones((2, 1, WAYS)), "query_x": np.zeros((2, 2, *pixels))}
-    return x, np.zeros((2, 2, WAYS))
+    x = {"support_x": np.ones((2, 1, *pixels)), "query_x": np.zeros((2, 2, *pixels))}
+    return {**x, "support_y": np.ones((2, 1, WAYS))}, np.zeros((2, 2, WAYS))
 
 
 FAULTS = {
