@@ -107,7 +107,7 @@ def main():
     lines = [
         f"Milliseconds a task, of {arguments.tasks} tasks, medians of {arguments.rounds} bursts [least, greatest]",
         "",
-        "| net | report after 0, 1, 5, 10 steps | evaluate, 10 steps | one query pass | report / (evaluate + 3 passes) |",
+        "| net | report after 0, 1, 5, 10 steps | evaluate, 10 steps | query pass | report / (evaluate + 3 passes) |",
         "| --- | --- | --- | --- | --- |",
     ]
     for kind in arguments.nets:
