@@ -1,5 +1,7 @@
 """Judging a few-shot learner on many tasks, after several numbers of inner steps at once."""
 
+import math
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -71,10 +73,9 @@ class Evaluator:
         found = tf.nest.map_structure(lambda values: values[:tasks], found)
         columns = [self._judge.stations.index(k) for k in self.steps]
         values = {name: rows[:, columns].astype("float64") for name, rows in found["values"].items()}
-        names = domain_names(episodes)
         domains = None
         if "domain" in found:
-            domains = tuple(names[d] if d < len(names) else f"domain {d}" for d in found["domain"].tolist())
+            domains = tuple(_domain(d, domain_names(episodes)) for d in found["domain"].tolist())
         return EpisodeReport(
             values=values,
             steps=self.steps,
@@ -87,32 +88,39 @@ class Evaluator:
 
     def check(self, episodes, tasks):
         """`(episodes, first batch, number of batches)`, after a look at the first."""
-        whole = isinstance(tasks, int) and not isinstance(tasks, bool) and tasks >= 2
+        whole = isinstance(tasks, int | np.integer) and not isinstance(tasks, bool) and tasks >= 2
         if tasks is not None and not whole:
             raise ValueError(f"`tasks` must be an integer of at least 2, or None. Received: tasks={tasks!r}.")
         if isinstance(episodes, tuple | list):
-            episodes = tf.data.Dataset.from_tensors(tuple(episodes))
+            # tf.data would make one tensor of a list.
+            parts = tuple(_tuples(part) for part in episodes if part is not None)
+            episodes = tf.data.Dataset.from_tensors(parts)
         if not isinstance(episodes, tf.data.Dataset | keras.utils.PyDataset):
             raise ValueError(
                 "`episodes` must be a `tf.data.Dataset` or a `keras.utils.PyDataset` of episode batches, or one batch "
                 f"`(x, y)`. Received: {type(episodes).__name__}."
             )
-        batch = inputs.first_batch({"x": episodes, "tasks": tasks}, "x", "tasks")
+        length = _length(episodes)
+        if tasks is None and length == math.inf:
+            raise ValueError("`episodes` never ends, and tasks=None. Pass `tasks=`, or make it with `batches=`.")
+        batch = None
+        if length != 0:
+            batch = next(iter(episodes.take(1)), None) if isinstance(episodes, tf.data.Dataset) else episodes[0]
         if batch is None:
-            raise ValueError("`episodes` holds no batch.")
-        x, y, sample_weight = batch
+            raise ValueError("`episodes` holds no batch. Expected batches `(x, y)` of episodes.")
+        x, y, sample_weight = batch = keras.utils.unpack_x_y_sample_weight(batch)
         if y is None:
             raise ValueError("The episodes have no `query_y`, so there is nothing to judge by. Expected `(x, y)`.")
-        self.meta_model._check_values(x, y, sample_weight)
+        with self.meta_model.distribute_strategy.scope():  # of which the weights of an unbuilt model are
+            self.meta_model._prepare(x, y, sample_weight)
         each = len(tf.nest.flatten(x)[0])
-        length = episodes.cardinality() if isinstance(episodes, tf.data.Dataset) else episodes.num_batches
-        length = None if length is None or length < 0 else int(length)
-        if tasks is not None and length is not None and (length - 1) * each + each < tasks:
+        if tasks is None:
+            return episodes, batch, None
+        if length is not None and length * each < tasks:
             raise ValueError(_too_few(tasks, length * each))
-        return episodes, batch, length if tasks is None else -(-tasks // each)
+        return episodes, batch, -(-int(tasks) // each)
 
 
-@keras.saving.register_keras_serializable("keras_maml")
 class _Judge(keras.Model):
     """A Keras model whose `predict` gives what each task was worth."""
 
@@ -129,20 +137,21 @@ class _Judge(keras.Model):
     def build_metrics(self, x, y, sample_weight=None):
         """Makes the state of the metrics, from the base model's predictions for one task."""
         meta_model = self._meta_model.value
-        x = {name: tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[:1], x[name]) for name in ("query_x",)}
-        query_x = tf.nest.map_structure(lambda t: _as_input(t[0], meta_model.compute_dtype), x["query_x"])
-        predictions = meta_model.model(query_x)
-        add_axis = lambda t: tf.convert_to_tensor(t)[tf.newaxis]  # noqa: E731
-        predictions = tf.nest.map_structure(add_axis, predictions)
-        y = tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[:1], y)
-        weight = None if sample_weight is None else tf.convert_to_tensor(sample_weight)[:1]
-        self.metrics_of_tasks.build(y, predictions, weight)
+        first = lambda t: tf.convert_to_tensor(t)[:1]  # noqa: E731
+        query_x = tf.nest.map_structure(lambda t: _as_input(first(t)[0], meta_model.compute_dtype), x["query_x"])
+        with keras.StatelessScope():  # a layer may count its calls
+            predictions = meta_model.model(query_x)
+        predictions = tf.nest.map_structure(lambda t: t[tf.newaxis], predictions)
+        y = tf.nest.map_structure(first, y)
+        self.metrics_of_tasks.build(y, predictions, None if sample_weight is None else first(sample_weight))
 
     def predict_step(self, data):
         """Judges a batch: `(T, stations)` for each metric."""
         meta_model = self._meta_model.value
         x, y, sample_weight = inputs.unpack(data)
-        meta_model._prepare(x, y, sample_weight)
+        # A replica may have no task of a last batch, and several steps at once are traced with just that shape.
+        if tf.nest.flatten(x)[0].shape[0] != 0:
+            meta_model._prepare(x, y, sample_weight)
         *others, last = self.stations
 
         def one_task(task, variables):
@@ -162,7 +171,9 @@ class _Judge(keras.Model):
             rows.append({"loss": tf.cast(stacked[f"loss{ending}"], tf.float64), **of_tasks})
         result = {
             "values": {name: tf.stack([row[name] for row in rows], 1) for name in rows[0]},
-            "episodes": fingerprints((x["support_x"], x["support_y"], x.get("support_weight")), (x["query_x"], y)),
+            "episodes": fingerprints(
+                (x["support_x"], x["support_y"], x.get("support_weight")), (x["query_x"], y, sample_weight)
+            ),
             "sizes": sizes_of_tasks(x, y, sample_weight),
         }
         return result | ({"domain": x["domain"]} if "domain" in x else {})
@@ -171,27 +182,39 @@ class _Judge(keras.Model):
 def fingerprints(*structures):
     """A number for each task, `(T,)` `int64`, that is the same for the same episode and most likely for no other.
 
+    ```
+    number = sum of (code[i] + 1) * odd[i] modulo 2**64
+    ```
+
+    over all elements of the task, with an odd number that belongs to the place of the element: so that one element of
+    another value always makes another number.
+
     Args:
         *structures: nested structures of tensors `(T, ...)`; `None` is passed over.
     """
-    total = 0
+
+    def of_task(leaves):
+        total = tf.constant(0, tf.int64)
+        for number, leaf in enumerate(leaves):
+            codes = tf.reshape(_codes(leaf), [-1])
+            place = tf.range(tf.size(codes, tf.int64)) + number * 2**32
+            place = (place * 0x5851F42D4C957F2D) | 1
+            place = tf.bitwise.bitwise_xor(place, tf.bitwise.right_shift(place, tf.constant(29, tf.int64)))
+            place = (place * 0x14057B7EF767814F) | 1
+            total += tf.reduce_sum((codes + 1) * place)
+        return total
+
+    # Task by task: the codes of a batch take eight times the memory of its images in bytes.
     leaves = [leaf for leaf in tf.nest.flatten(structures) if leaf is not None]
-    for number, leaf in enumerate(leaves):
-        if leaf.dtype == tf.string:
-            codes = tf.strings.to_hash_bucket_fast(leaf, 2**62)
-        elif leaf.dtype.is_floating:
-            codes = tf.cast(tf.bitcast(tf.cast(leaf, tf.float32), tf.int32), tf.int64)
-        else:
-            codes = tf.cast(leaf, tf.int64)
-        codes = tf.reshape(codes, [tf.shape(codes)[0], tf.reduce_prod(tf.shape(codes)[1:])])
-        # Sums and products of integers wrap around, so that order does not matter to the result: each code is
-        # multiplied by an odd number that belongs to its place.
-        place = tf.range(tf.cast(tf.shape(codes)[1], tf.int64)) + number * 2**32
-        place = (place * 0x5851F42D4C957F2D) | 1
-        place = tf.bitwise.bitwise_xor(place, tf.bitwise.right_shift(place, tf.constant(29, tf.int64)))
-        place = (place * 0x14057B7EF767814F) | 1
-        total += tf.reduce_sum((codes + 1) * place, 1)
-    return total
+    return tf.map_fn(of_task, leaves, parallel_iterations=1, fn_output_signature=tf.int64)
+
+
+def _codes(leaf):
+    if leaf.dtype == tf.string:
+        return tf.strings.to_hash_bucket_fast(leaf, 2**62)
+    if leaf.dtype.is_floating:  # in float32, so that a copy in float64 is the same episode
+        return tf.cast(tf.bitcast(tf.cast(leaf, tf.float32), tf.int32), tf.int64)
+    return tf.cast(leaf, tf.int64)
 
 
 def check_steps(steps):
@@ -212,6 +235,31 @@ def _as_input(tensor, dtype):
 
 def _too_few(tasks, came):
     return (
-        f"`episodes` ends after {came} tasks, and tasks={tasks} were asked for. Pass `tasks={came}`, `tasks=None` for "
-        "all of them, or a dataset of more batches."
+        f"`episodes` gave {came} tasks, and tasks={tasks} were asked for: it ends there, or has batches of fewer tasks "
+        f"than its first. Pass `tasks={came}`, `tasks=None` for all of them, or a dataset of more batches, all of one "
+        "size."
     )
+
+
+def _length(episodes):
+    """Number of batches, `math.inf` for a dataset that never ends, `None` where it is unknown."""
+    if isinstance(episodes, tf.data.Dataset):
+        length = int(episodes.cardinality())
+        return {tf.data.INFINITE_CARDINALITY: math.inf, tf.data.UNKNOWN_CARDINALITY: None}.get(length, length)
+    return math.inf if episodes.num_batches is None else episodes.num_batches
+
+
+def _domain(domain, names):
+    """The name of a domain: of a mixture's number, or what else the episodes carry."""
+    if isinstance(domain, bytes):
+        return domain.decode()
+    known = isinstance(domain, int) and 0 <= domain < len(names)
+    return str(names[domain]) if known else f"domain {domain}"
+
+
+def _tuples(structure):
+    if isinstance(structure, dict):
+        return {key: _tuples(value) for key, value in structure.items()}
+    if isinstance(structure, tuple | list) and any(hasattr(leaf, "shape") for leaf in tf.nest.flatten(structure)):
+        return tuple(_tuples(value) for value in structure)
+    return structure

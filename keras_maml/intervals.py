@@ -66,6 +66,7 @@ def sign_test(differences):
     References:
         - Dixon and Mood 1946, "The statistical sign test", doi:10.1080/01621459.1946.10501898
     """
+    differences = np.asarray(differences)
     above, below = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     fewer, trials = min(above, below), above + below
     if trials == 0:

@@ -135,7 +135,8 @@ class MetricsOfTasks:
         known = {metric.name: getattr(metric, "_direction", None) for metric in self._flat()}
 
         def of(name):  # with several outputs it is `<output>_<metric>`
-            return next((known[k] for k in known if name == k or name.endswith(f"_{k}")), None)
+            endings = [k for k in known if name.endswith(f"_{k}")]
+            return known.get(name if name in known else max(endings, key=len, default=None))
 
         return {name: of(name) for name in self.names()}
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_maml.episodes.pipeline import Fixed, Plan
 from keras_maml.layers import statistics_of
-from keras_maml.selection import flatten_layers
+from keras_maml.selection import Exclude, Head, flatten_layers
 
 STATISTICS = {
     "batch": "batch (transductive: queries by their own moments)",
@@ -70,7 +70,18 @@ def describe_algorithm(algorithm):
     rule = {k: v for k, v in algorithm.rule.get_config().items() if k not in ("name", "dtype", "trainable")}
     settings = ", ".join(f"{k}={v}" for k, v in rule.items() if v is not None)
     parts = f"{type(algorithm.rule).__name__}({settings}), {type(algorithm.meta_gradient).__name__}"
-    return parts if algorithm.layers is None else f"{parts}, adapts {algorithm.layers!r}"
+    return parts if algorithm.layers is None else f"{parts}, adapts {_describe_layers(algorithm.layers)}"
+
+
+def _describe_layers(layers):
+    if isinstance(layers, Exclude):
+        return f"all but {_describe_layers(layers.layers)}"
+    if isinstance(layers, tuple):
+        return ", ".join(map(_describe_layers, layers))
+    if isinstance(layers, Head):
+        return "the head"
+    # A name, a layer or a predicate on variables.
+    return layers if isinstance(layers, str) else getattr(layers, "name", getattr(layers, "__name__", "some weights"))
 
 
 def describe_normalisation(model):

@@ -13,7 +13,7 @@ DIVERGED = 10.0  # times the loss before adaptation
 FORMAT = 1  # of the JSON text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EpisodeReport:
     """Loss and metrics of every task after some numbers of inner steps, as `keras_maml.evaluate_episodes` returns it.
 
@@ -149,7 +149,9 @@ class EpisodeReport:
                 "dataset with `seed=keras_maml.episodes.fixed(n)`, and with the same `tasks`."
             )
         metrics = [name for name in self.metrics if name in other.metrics]
-        pairs = [(k, k) for k in self.steps if k in other.steps] if steps is None else [tuple(pair) for pair in steps]
+        pairs = [(k, k) for k in self.steps if k in other.steps] if steps is None else list(steps)
+        if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"`steps` must be pairs, [(steps here, steps there)]. Received: steps={steps!r}.")
         if not pairs:
             raise ValueError(
                 f"The reports have no number of steps in common: {list(self.steps)} and {list(other.steps)}. Pass "
@@ -241,27 +243,36 @@ class EpisodeReport:
 
         Raises:
             ValueError: if it is no report.
+            OSError: if there is no such file.
         """
-        text = str(source)
-        if not text.lstrip().startswith("{"):
-            text = pathlib.Path(source).read_text(encoding="utf-8")
+        content = str(source).encode()
+        if not content.lstrip().startswith(b"{"):
+            content = pathlib.Path(source).read_bytes()
         try:
-            read = json.loads(text)
-            if read["format"] != FORMAT:
-                raise ValueError(f"its format is {read['format']!r}, and this version reads {FORMAT}")
-            return cls(
-                values={name: np.asarray(values, "float64") for name, values in read["values"].items()},
-                steps=tuple(read["steps"]),
-                loss_before=np.asarray(read["loss_before"], "float64"),
-                protocol=read["protocol"],
-                episodes=np.asarray(read["episodes"], "int64"),
-                directions=read["directions"],
-                domains=None if read["domains"] is None else tuple(read["domains"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return cls._from_dict(json.loads(content))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
-                f"Expected JSON that `EpisodeReport.to_json` wrote. Received: {text[:60]!r}... ({error})."
+                f"Expected JSON that `EpisodeReport.to_json` wrote. Received: {content[:60]!r}... ({error!r})."
             ) from error
+
+    @classmethod
+    def _from_dict(cls, read):
+        if read["format"] != FORMAT:
+            raise ValueError(f"its format is {read['format']!r}, and this version reads {FORMAT}")
+        report = cls(
+            values={name: np.asarray(values, "float64") for name, values in read["values"].items()},
+            steps=tuple(read["steps"]),
+            loss_before=np.asarray(read["loss_before"], "float64"),
+            protocol=dict(read["protocol"]),
+            episodes=np.asarray(read["episodes"], "int64"),
+            directions=dict(read["directions"]),
+            domains=None if read["domains"] is None else tuple(read["domains"]),
+        )
+        shapes = {name: values.shape for name, values in report.values.items()}
+        sizes = {len(report.loss_before), len(report.domains or report.episodes), report.tasks}
+        if "loss" not in shapes or {*shapes.values()} != {(report.tasks, len(report.steps))} or len(sizes) != 1:
+            raise ValueError(f"for {report.tasks} tasks and steps {report.steps} its values have shapes {shapes}")
+        return report
 
     def to_dataframe(self):
         """A `pandas.DataFrame` with one row for each task and number of steps: `task`, `steps`, then the metrics, and
