@@ -2,7 +2,8 @@
 
 import math
 
-from keras_maml.reports import DIVERGED, _with_margin
+from keras_maml.comparisons import with_margin
+from keras_maml.reports import DIVERGED
 
 MARK = "<!-- keras_maml run card"
 FIRST_LINE = f"{MARK}: written by MetaModel.card, which replaces it. -->"
@@ -276,7 +277,7 @@ def _entry(value):
 
 
 def _interval(mean, margin):
-    return _with_margin(mean, margin).replace("+-", "±")
+    return with_margin(mean, margin).replace("+-", "±")
 
 
 def _number(value):

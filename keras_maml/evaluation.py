@@ -149,9 +149,7 @@ class _Judge(keras.Model):
         """Judges a batch: `(T, stations)` for each metric."""
         meta_model = self._meta_model.value
         x, y, sample_weight = inputs.unpack(data)
-        # A replica may have no task of a last batch, and several steps at once are traced with just that shape.
-        if tf.nest.flatten(x)[0].shape[0] != 0:
-            meta_model._prepare(x, y, sample_weight)
+        meta_model._prepare(x, y, sample_weight)
         *others, last = self.stations
 
         def one_task(task, variables):
