@@ -180,3 +180,18 @@ def test_a_cache_may_lie_in_the_folder_and_be_damaged(characters):
         if damage is not None:
             (characters / damage[0]).write_bytes(damage[1])
         np.testing.assert_array_equal(episodes.read_folder(characters, 6, cache=cache)[0], expected)
+
+
+@pytest.mark.parametrize("same", ["size", "time"])
+def test_a_cache_of_files_that_changed_is_not_used(characters, same):
+    cache = characters.parent / "kept.npy"
+    path = sorted(characters.rglob("*.png"))[0]
+    path.write_bytes(path.read_bytes().ljust(500, b"\0"))  # behind the end of a PNG file anything may stand
+    before, _ = episodes.read_folder(characters, 6, cache=cache)
+    status = path.stat()
+    write(path, 77)
+    path.write_bytes(path.read_bytes().ljust(500 if same == "size" else 600, b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + (10**9 if same == "size" else 0)))
+    after, _ = episodes.read_folder(characters, 6, cache=cache)
+    assert not np.array_equal(before, after)
+    np.testing.assert_array_equal(after, episodes.read_folder(characters, 6)[0])
