@@ -45,7 +45,8 @@ def _heading(card, report):
     if card["description"]:
         yield card["description"].strip()
     metric = report.metrics[min(1, len(report.metrics) - 1)]
-    found = report.summary(metric)
+    served = report.protocol.get("evaluation_steps")  # what the SavedModel makes
+    found = report.summary(metric, served if served in report.steps else None)
     (headline,) = report._headline()
     tasks = _text(headline.rpartition(": ")[2])
     left_out = f", {found.non_finite} not finite and left out" if found.non_finite else ""
