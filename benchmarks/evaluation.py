@@ -8,7 +8,8 @@
 the queries more. One pass is measured by itself: a call of a `MetaModel` that makes no step, without loss and metrics.
 
 The kinds have bursts in turn, so that what else the machine does falls on all of them. Every burst evaluates all
-tasks, after one that was not counted and traced the step.
+tasks, after one that was not counted and traced the step. Counted is processor time: walls are either t or 2 t where
+both threads happen to share a core.
 """
 
 import argparse
@@ -77,15 +78,15 @@ def kinds(net, tasks):
 
 
 def seconds_of(functions, rounds):
-    """`{name: [seconds, one a burst]}`."""
+    """`{name: [seconds of processor time, one a burst]}`."""
     for function in functions.values():
         function()  # traces
     seconds = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.process_time() - begin)
     return seconds
 
 
@@ -105,7 +106,8 @@ def main():
     arguments = parse()
     keras_maml.set_threads(tasks=TASKS)
     lines = [
-        f"Milliseconds a task, of {arguments.tasks} tasks, medians of {arguments.rounds} bursts [least, greatest]",
+        f"Milliseconds of processor time a task, of {arguments.tasks} tasks, medians of {arguments.rounds} bursts "
+        "[least, greatest]",
         "",
         "| net | report after 0, 1, 5, 10 steps | evaluate, 10 steps | query pass | report / (evaluate + 3 passes) |",
         "| --- | --- | --- | --- | --- |",
