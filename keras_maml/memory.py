@@ -203,7 +203,7 @@ class Simulation:
         iteration = Simulation(body, carried, known).peak - handed_on
         # The loop over tasks says by its lists how often it runs.
         lists = [_source(t).op for t in op.inputs if t.dtype == tf.variant]
-        rooms = [int(self._static(t.inputs[1])) for t in lists if t.type == "TensorListReserve"]
+        rooms = [self._static(t.inputs[1]) or 1 for t in lists if t.type == "TensorListReserve"]
         at_once = 1 if _waits(body, carried) else min(op.get_attr("parallel_iterations"), *rooms)
         ours = {id(b): b.size for b in (self.buffers[id(op.inputs[i])] for i in carried) if b.readers == 1}
         pushed = sum(self._pushed(op, i) for i in range(len(body.outputs)))
@@ -215,10 +215,13 @@ class Simulation:
         tensor = _source(tensor)
         if id(tensor) in self.values:
             return self.values[id(tensor)]
-        if tensor.op.type == "Max":  # of the lengths of sequences, in Keras
-            value = tf.get_static_value(tensor.op.inputs[0])
-            return None if value is None else int(np.max(value))
-        return tf.get_static_value(tensor)
+        inputs = [tf.get_static_value(t) for t in tensor.op.inputs]
+        if tensor.op.type == "Max" and inputs[0] is not None:  # of the lengths of sequences, in Keras
+            return int(np.max(inputs[0]))
+        if tensor.op.type == "StridedSlice" and inputs[0] is not None and inputs[1] is not None:  # of a shape
+            return int(inputs[0][inputs[1][0]])
+        value = tf.get_static_value(tensor)
+        return None if value is None else int(value)
 
     def _pushed(self, op, i):
         """Bytes that a loop appends to a list of no given length, as TensorFlow's own gradient of a loop does."""
@@ -230,10 +233,10 @@ class Simulation:
         if id(op.outputs[i]) in self.sizes:
             return self.sizes[id(op.outputs[i])]
         if op.type == "TensorListReserve":
-            shape, count = (tf.get_static_value(t) for t in op.inputs)
+            shape, count = tf.get_static_value(op.inputs[0]), self._static(op.inputs[1])
             if shape is None or count is None or (shape < 0).any():
                 return 0
-            return int(count) * math.prod(int(d) for d in shape) * op.get_attr("element_dtype").size
+            return count * math.prod(int(d) for d in shape) * op.get_attr("element_dtype").size
         if op.type in LOOPS and op.outputs[i].dtype == tf.variant:
             return self._pushed(op, i)
         return _size(op.outputs[i])
