@@ -215,6 +215,8 @@ class Simulation:
         tensor = _source(tensor)
         if id(tensor) in self.values:
             return self.values[id(tensor)]
+        if tensor.shape.rank != 0 or not tensor.dtype.is_integer:
+            return None
         inputs = [tf.get_static_value(t) for t in tensor.op.inputs]
         if tensor.op.type == "Max" and inputs[0] is not None:  # of the lengths of sequences, in Keras
             return int(np.max(inputs[0]))
@@ -287,7 +289,7 @@ def _graph_bytes(graph, compiled=False):
         total += count * (BYTES_PER_COMPILED_OPERATION if compiled else BYTES_PER_OPERATION)
         called = _called(op)
         if called:
-            under_xla = compiled or op.type in CALLING and op.get_attr("_XlaMustCompile")
+            under_xla = compiled or "_XlaMustCompile" in op.node_def.attr and op.get_attr("_XlaMustCompile")
             total += sum(_graph_bytes(inner, under_xla) for inner in called)
     return total
 
@@ -358,8 +360,8 @@ def predict_memory(meta_model, x, y, sample_weight=None):
     larger = tf.nest.map_structure(lambda s: s and tf.TensorSpec([tasks + 1, *s.shape[1:]], s.dtype), batch)
     data = sum(math.prod(spec.shape) * spec.dtype.size for spec in tf.nest.flatten(batch) if spec is not None)
     per_task = data // tasks + _bytes(meta_model, larger, steps) - now
-    variables = meta_model.variables  # with those of the optimizer and of metrics
-    weights = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+    variables = {id(v): v for v in (*meta_model.variables, *meta_model.optimizer.variables)}
+    weights = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables.values())
     return MemoryPrediction(
         peak_bytes=BYTES_OF_A_STEP + weights + data + now,
         # A chunk of tasks may become smaller by one more task, as it makes two of it.
