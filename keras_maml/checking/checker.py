@@ -12,6 +12,7 @@ from keras_maml.checking.data import arrays_of, check_data
 from keras_maml.checking.findings import CheckReport, Finding
 from keras_maml.checking.model import check_layers, check_loss
 from keras_maml.layers import statistics_of
+from keras_maml.memory import predict_memory
 from keras_maml.meta_gradients import Unrolled
 from keras_maml.protocols import describe_algorithm, describe_normalisation
 from keras_maml.selection import flatten_layers
@@ -161,6 +162,8 @@ class _Checker:
         codes = {finding.code for finding in self.findings if finding.severity == "error"}
         if not codes & {"no-second-derivative", "unused-weights", "not-finite-gradient", "not-finite-loss", "refused"}:
             self._compare(batch)
+        if not codes & {"no-second-derivative", "unused-weights", "rematerialised-layers"}:
+            self.memory = predict_memory(self.meta_model, *batch)
 
     def _compare(self, batch):
         estimator = self.meta_model.meta_gradient
