@@ -64,14 +64,15 @@ class Comparison:
 
 
 def with_margin(mean, margin, sign=""):
+    """`mean +- margin`, with two digits of the margin; `sign="+"` shows that of the mean."""
     if not math.isfinite(margin):
         return f"{mean:{sign}.4g}"
-    # Two digits of the margin; to the mean as many places.
     places = 4 if margin == 0 else min(max(0, 1 - math.floor(math.log10(margin))), 8)
     return f"{mean:{sign}.{places}f} +- {margin:.{places}f}"
 
 
 def number(value):
+    """Four digits."""
     return f"{value:.4g}"
 
 

@@ -94,17 +94,8 @@ def check_trial(meta_model, trial):
             f"Lower the inner learning rate (learning_rate={rate} here; try a third), take fewer `steps`, scale the "
             "inputs to about 1, or pass `clipnorm=` to the algorithm.",
         )
-    elif not trial.stations[-1] == steps:
-        last = trial.support[:, -1]
-        worse = int((~(last <= np.maximum(before, after))).sum())
-        if worse * 2 > tasks:
-            yield Finding(
-                "evaluation-diverges",
-                "warning",
-                f"After {trial.stations[-1]} steps, as in evaluation, the loss on the supports is larger than before "
-                f"in {worse} of {tasks} tasks; after {steps}, as in training, it is not.",
-                "Train with more `steps`, or evaluate with fewer (`evaluation_steps=`).",
-            )
+    else:
+        yield from _check_evaluation(trial, steps, before, after)
     if meta_model._evaluation_steps > 10 * steps:
         yield Finding(
             "evaluation-steps-far-beyond",
@@ -120,6 +111,19 @@ def check_trial(meta_model, trial):
             f"Model '{meta_model.model.name}' changes variables that it does not track, most likely Keras's global "
             "seed generator: a dropout without a seed of its own draws one mask for all steps and tasks.",
             "Give the layer a `keras.random.SeedGenerator` attribute and pass it as `seed`.",
+        )
+
+
+def _check_evaluation(trial, steps, before, after):
+    last = trial.support[:, -1]
+    worse = int((~(last <= np.maximum(before, after))).sum())
+    if worse * 2 > len(last):
+        yield Finding(
+            "evaluation-diverges",
+            "warning",
+            f"After {trial.stations[-1]} steps, as in evaluation, the loss on the supports is larger than before in "
+            f"{worse} of {len(last)} tasks; after {steps}, as in training, it is not.",
+            "Train with more `steps`, or evaluate with fewer (`evaluation_steps=`).",
         )
 
 
