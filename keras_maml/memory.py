@@ -204,11 +204,12 @@ class Simulation:
         # The loop over tasks says by its lists how often it runs.
         lists = [_source(t).op for t in op.inputs if t.dtype == tf.variant]
         rooms = [self._static(t.inputs[1]) or 1 for t in lists if t.type == "TensorListReserve"]
-        at_once = 1 if _waits(body, carried) else min(op.get_attr("parallel_iterations"), *rooms)
-        ours = {id(b): b.size for b in (self.buffers[id(op.inputs[i])] for i in carried) if b.readers == 1}
+        at_once = 1 if _waits(body, carried) else min([op.get_attr("parallel_iterations"), *rooms])
+        given = [self.buffers[id(op.inputs[i])] for i in carried if op.inputs[i].dtype != tf.variant]
+        given = sum(buffer.size for buffer in given if buffer.readers == 1)  # the first iteration overwrites them
         pushed = sum(self._pushed(op, i) for i in range(len(body.outputs)))
         self.values[id(op.outputs[0])] = self._static(op.inputs[1])  # the counter: TensorFlow's gradient counts down
-        return handed_on + at_once * iteration + pushed - sum(ours.values())
+        return handed_on + at_once * iteration + pushed - given
 
     def _static(self, tensor):
         """The value of a scalar, `None` if it is not known."""
@@ -351,8 +352,6 @@ def predict_memory(meta_model, x, y, sample_weight=None):
         meta_model.optimizer.build(meta_model.trainable_variables)
     batch = tf.nest.map_structure(lambda leaf: _spec(leaf, meta_model.compute_dtype), (x, y, sample_weight))
     tasks, steps = tf.nest.flatten(batch)[0].shape[0], meta_model.algorithm.steps
-    if not tasks:
-        raise ValueError("`x` must have at least one task. Received: a batch of 0 tasks.")
     now = _bytes(meta_model, batch, steps)
     # Beyond that number, steps are a loop: another way than the one that is asked about.
     before = steps == MOST_UNROLLED_STEPS
