@@ -13,6 +13,8 @@ does: first ready, first run. Each allocates its outputs and frees what it was t
 
 The graph itself takes memory too, more than the tensors of a small model: see `BYTES_PER_OPERATION`. Not known are
 what kernels take for themselves, and what allocators keep between buffers.
+
+What is read here of graphs is private to TensorFlow (checked with 2.21): `FuncGraph._functions`, names of operations.
 """
 
 import collections
@@ -61,6 +63,8 @@ CALLS = {
 
 
 class _Buffer:
+    """Bytes in memory, and how many reads they have still to wait for."""
+
     __slots__ = ("readers", "size")
 
     def __init__(self, size, readers):
@@ -90,7 +94,6 @@ class Simulation:
         self.outputs = graph.outputs[:count]
         self.values = {id(graph.inputs[i]): value for i, value in dict(known).items() if value is not None}
         self.live = self.peak = 0
-        self.at_peak = None
         self.buffers = {}  # id of tensor -> buffer
         self.sizes = {}  # id of tensor -> bytes, for what calls return
         self.readers = collections.Counter()
@@ -105,6 +108,7 @@ class Simulation:
         self._run(needed)
 
     def _needed(self):
+        """Operations that an output depends on: the others are pruned."""
         stack = [t.op for t in self.outputs] + list(self.graph.control_outputs)
         seen = set()
         while stack:
@@ -132,10 +136,9 @@ class Simulation:
                 if not waiting[other]:
                     ready.append(other)
 
-    def _allocate(self, size, readers, extra=0):
+    def _allocate(self, size, readers):
         self.live += size
-        if self.live + extra > self.peak:
-            self.peak = self.live + extra
+        self.peak = max(self.peak, self.live)
         return _Buffer(size, readers)
 
     def _release(self, tensor):
@@ -162,6 +165,7 @@ class Simulation:
             self._release(tensor)
 
     def _shared(self, op, i, output):
+        """The buffer of an input that an output is written into, or `None`."""
         if op.type in VIEWS:
             return self.buffers[id(op.inputs[min(i, len(op.inputs) - 1)])]
         if op.type in LOOPS:
@@ -227,12 +231,14 @@ class Simulation:
         return None if value is None else int(value)
 
     def _pushed(self, op, i):
-        """Bytes that a loop appends to a list of no given length, as TensorFlow's own gradient of a loop does."""
+        """Bytes that a loop appends to a list of no given length, as TensorFlow's own gradient of a loop does; of one
+        iteration if their number is not known."""
         source = _source(_function(op, "body").outputs[i]).op
         trips = self._static(op.inputs[1])
         return _size(source.inputs[1]) * max(trips or 1, 1) if source.type == "TensorListPushBack" else 0
 
     def _size_of(self, op, i):
+        """Bytes of an output that gets a buffer of its own."""
         if id(op.outputs[i]) in self.sizes:
             return self.sizes[id(op.outputs[i])]
         if op.type == "TensorListReserve":
@@ -246,6 +252,7 @@ class Simulation:
 
 
 def _source(tensor):
+    """What a tensor is the very same as."""
     while tensor.op.type == "Identity":
         tensor = tensor.op.inputs[0]
     return tensor
@@ -253,8 +260,7 @@ def _source(tensor):
 
 def _waits(body, carried):
     """Whether an iteration needs floats of the one before for more than to add to them."""
-    floats = {id(body.inputs[i]) for i in carried if body.inputs[i].dtype.is_floating}
-    reached = set(floats)
+    reached = {id(body.inputs[i]) for i in carried if body.inputs[i].dtype.is_floating}
     for op in body.get_operations():
         if any(id(t) in reached for t in op.inputs):
             if op.type not in ("Add", "AddV2", "Identity"):
