@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import keras_maml
-from keras_maml.memory import Simulation, predict_memory
+from keras_maml.liveness import Simulation
+from keras_maml.memory import predict_memory
 from keras_maml.meta_gradients import Unrolled
 from keras_maml.task_mapping import Parallel, Vectorized
 
