@@ -1,6 +1,7 @@
 """Memory that a traced graph takes, without running it.
 
-Its operations are gone through as TensorFlow's executor does: first ready, first run. Each allocates its outputs and frees what it was the last to read.
+Its operations are gone through as TensorFlow's executor does: first ready, first run. Each allocates its
+outputs and frees what it was the last to read.
 
 | operation | memory |
 |---|---|
@@ -23,9 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 # What a traced operation takes: Python's graph and TensorFlow's copies of it, before and after it is optimised.
-# Measured where tensors are next to nothing (benchmarks/README.md): 20.9, 21.4 and 21.8 kB for strided and pooled
+# Measured where tensors are next to nothing (benchmarks/README.md): 21.9, 22.4 and 22.8 kB for strided and pooled
 # convolutions and a Transformer from one to five inner steps, in TensorFlow 2.21.
-BYTES_PER_OPERATION = 21_400
+BYTES_PER_OPERATION = 22_400
 # The same with what XLA makes of it, its own graph and machine code: dense layers from one to ten inner steps.
 BYTES_PER_COMPILED_OPERATION = 63_000
 # A loop of a graph becomes Enter, Merge, Switch, NextIteration and Exit for each tensor that it carries or reads.
