@@ -49,9 +49,9 @@ class MemoryPrediction:
 def predict_memory(meta_model, x, y, sample_weight=None):
     """Predicts the memory of a training step in a graph from its graph; nothing is run.
 
-    On the nets of the benchmarks it agrees with the growth of resident memory within about 25 %, see
-    benchmarks/README.md; a peak varies by 10 % from run to run. On a GPU the tensors are in its memory, and
-    the graph is not.
+    Growth by an inner step is within 25 % of that of resident memory for the nets of benchmarks/README.md, but for
+    large stacks of weights under XLA, of which this sees half. A peak varies by 10 % from run to run. On a GPU the
+    tensors are in its memory, and the graph is not.
 
     Args:
         meta_model: a compiled `MetaModel`. Its model and optimizer are built if they are not.
