@@ -27,7 +27,8 @@ class AdaptationCurve(keras.callbacks.Callback):
         episodes: the same episodes at every epoch: a dataset made with `seed=keras_maml.episodes.fixed(n)` or with an
             integer seed; see `keras_maml.evaluate_episodes`.
         tasks, steps: see `keras_maml.evaluate_episodes`.
-        every: number of epochs from one evaluation to the next, at least 1; the last epoch of `fit` is always judged.
+        every: number of epochs from one evaluation to the next, at least 1. Judged are epochs 0, `every`, 2 `every` and
+            so on, and the last of the `epochs` that `fit` was asked for; the logs of others have no such entries.
 
     Raises:
         ValueError: for arguments out of range, or a dataset of fresh episodes.
@@ -58,7 +59,7 @@ class AdaptationCurve(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         last = epoch + 1 == self.params.get("epochs")
-        if (epoch + 1) % self.every and not last:
+        if epoch % self.every and not last:
             return
         report = self.reports[epoch] = self._evaluator.report(self.episodes, self.tasks, verbose=0)
         if logs is not None:
@@ -91,8 +92,15 @@ class NonFiniteTasks(keras.callbacks.Callback):
         check_whole(1, tasks=tasks)
         self.share = share
         self.tasks = tasks
+        self._counted = 0, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counted = 0, 0
 
     def on_train_batch_end(self, batch, logs=None):
+        counted = getattr(self.model, "non_finite_tasks", None)
+        if counted is not None:  # read now, as validation counts anew
+            self._counted = int(counted.count.numpy()), int(counted.tasks.numpy())
         self._look(logs, self.tasks, f"after batch {batch} of the epoch")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -101,8 +109,7 @@ class NonFiniteTasks(keras.callbacks.Callback):
     def _look(self, logs, least, when):
         if self.model.stop_training:
             return
-        counted = getattr(self.model, "non_finite_tasks", None)
-        if counted is None:
+        if getattr(self.model, "non_finite_tasks", None) is None:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(loss):
                 self._stop(
@@ -110,7 +117,7 @@ class NonFiniteTasks(keras.callbacks.Callback):
                     "Begin anew with `MetaModel(..., skip_non_finite=True)`, which leaves such tasks out"
                 )
             return
-        count, tasks = (int(variable.numpy()) for variable in (counted.count, counted.tasks))
+        count, tasks = self._counted
         if tasks >= least and count > self.share * tasks:
             self._stop(
                 f"{count} of {tasks} tasks ({100 * count / tasks:.0f} %) had a loss or gradient that is NaN or "

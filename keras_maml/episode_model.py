@@ -184,7 +184,18 @@ class EpisodeModel(keras.Model):
 
     def get_metrics_result(self):
         result = super().get_metrics_result()
-        return result if self._before is None else {**result, **self._before.result()}
+        if self._before is not None:
+            result = {**result, **self._before.result()}
+        if self.skip_non_finite:
+            # Of no task at all: 0, as Keras has it, would be the best of losses.
+            nothing = keras.ops.logical_and(
+                self.non_finite_tasks.tasks > 0, self.non_finite_tasks.count >= self.non_finite_tasks.tasks
+            )
+            result = {
+                name: value if name == "non_finite_tasks" else keras.ops.where(nothing, float("nan"), value)
+                for name, value in result.items()
+            }
+        return result
 
     def reset_metrics(self):
         super().reset_metrics()

@@ -23,7 +23,7 @@ def evaluate_episodes(meta_model, episodes, tasks=600, steps=(0, 1, 5, 10), verb
 
     Each task is adapted once, to the greatest of `steps`; the others are stations on the way. Dropout is off, nothing
     is written into the model. Memory does not grow with the number of tasks. Runs as `meta_model.predict` would: under
-    its `tf.distribute` strategy, with its `steps_per_execution`.
+    its `tf.distribute` strategy.
 
     Args:
         meta_model: a compiled `MetaModel`.
@@ -130,9 +130,9 @@ class _Judge(keras.Model):
         self.stations = tuple(sorted({0, *steps}))
         self.metrics_of_tasks = MetricsOfTasks(*meta_model._asked_metrics.value)
         self.built = True
-        execution = meta_model.steps_per_execution
+        # Several steps at once, as `steps_per_execution` asks for in `fit`, would be as many copies of the graph here.
         # The mapping compiles what is worth it; metrics of tasks have shapes that XLA does not take.
-        self.compile(run_eagerly=meta_model.run_eagerly, steps_per_execution=execution, jit_compile=False)
+        self.compile(run_eagerly=meta_model.run_eagerly, jit_compile=False)
 
     def build_metrics(self, x, y, sample_weight=None):
         """Makes the state of the metrics, from the base model's predictions for one task."""
@@ -221,6 +221,7 @@ def check_steps(steps):
     Raises:
         ValueError: if they are not.
     """
+    steps = steps.tolist() if isinstance(steps, np.ndarray) else steps
     listed = list(steps) if isinstance(steps, tuple | list | range | set) else [steps]
     if not listed or any(isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 0 for k in listed):
         raise ValueError(f"`steps` must be numbers of inner steps, integers of at least 0. Received: steps={steps!r}.")

@@ -63,7 +63,7 @@ class NonFiniteTasksMetric(keras.metrics.Metric):
 
     def result(self):
         """The number since the beginning of the epoch."""
-        return self.count
+        return keras.ops.add(self.count, 0)  # a copy: validation begins anew before Keras reads the logs of training
 
 
 class BeforeAdaptation:
@@ -117,6 +117,12 @@ class MetricsOfTasks:
     """
 
     def __init__(self, metrics=None, weighted_metrics=None):
+        for metric in keras.tree.flatten([metrics or [], weighted_metrics or []]):
+            if getattr(metric, "name", None) == "loss":
+                raise ValueError(
+                    "A metric has the name 'loss', under which a report has the loss of each task. Give the metric "
+                    "another `name`."
+                )
         self._holder = keras.Sequential(name="metrics_of_tasks")  # never predicts, resolves and holds the metrics
         self._holder.compile(metrics=_copy(metrics), weighted_metrics=_copy(weighted_metrics))
 
@@ -184,6 +190,17 @@ def _copy(metrics):
         return {key: _copy(value) for key, value in metrics.items()}
     if isinstance(metrics, (list, tuple)):
         return [_copy(value) for value in metrics]
-    if isinstance(metrics, keras.metrics.Metric):
-        return type(metrics).from_config(metrics.get_config())
-    return metrics
+    return _copy_of(metrics) if isinstance(metrics, keras.metrics.Metric) else metrics
+
+
+def _copy_of(metric):
+    if type(metric) is keras.metrics.MeanMetricWrapper:  # of a function that may not be serialisable (Keras 3.15)
+        return type(metric)(metric._fn, name=metric.name, dtype=metric.dtype, **metric._fn_kwargs)
+    try:
+        return type(metric).from_config(metric.get_config())
+    except Exception as error:
+        raise ValueError(
+            f"Metric '{metric.name}' ({type(metric).__name__}) cannot be copied, and every task, or the time before "
+            f"adaptation, needs a copy: {error}. Give its class a `get_config` with all arguments of its constructor, "
+            "and its constructor `**kwargs` for `name` and `dtype`; or pass a function in its place."
+        ) from error

@@ -75,6 +75,7 @@ def test_a_batch_of_such_tasks_alone_changes_no_weight():
     before = [w.numpy() for w in meta_model.model.weights]
     logs = meta_model.train_on_batch(*episodes(bad=range(4)), return_dict=True)
     assert logs["non_finite_tasks"] == 4
+    assert np.isnan(logs["loss"]) and np.isnan(logs["mae"])  # 0 would be the best of losses
     for value, weight in zip(before, meta_model.model.weights, strict=True):
         np.testing.assert_array_equal(value, weight, err_msg=weight.path)
 

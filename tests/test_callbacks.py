@@ -53,13 +53,22 @@ class TestAdaptationCurve:
     def test_every_other_epoch_and_the_last(self):
         curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=0, every=2)
         compiled().fit(waves(), steps_per_epoch=1, epochs=5, verbose=0, callbacks=[curve])
-        assert list(curve.reports) == [1, 3, 4]
+        assert list(curve.reports) == [0, 2, 4]
+
+    def test_the_last_epoch_is_judged_and_files_have_it(self, tmp_path):
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=0, every=3)
+        log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        compiled().fit(waves(), steps_per_epoch=1, epochs=5, verbose=0, callbacks=[log, curve])
+        assert list(curve.reports) == [0, 3, 4]
+        header, *rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+        column = [row[header.index("mae_after_0")] for row in rows]
+        assert [value == "NA" for value in column] == [False, True, True, False, False]
 
     def test_others_can_monitor_it(self):
-        stop = keras.callbacks.EarlyStopping(monitor="loss_after_1", mode="min", patience=0, baseline=0.0)
+        stop = keras.callbacks.EarlyStopping(monitor="loss_after_1", mode="min", patience=0, min_delta=1e9)
         curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=1)
         history = compiled().fit(waves(), steps_per_epoch=1, epochs=4, verbose=0, callbacks=[stop, curve])
-        assert len(history.epoch) == 2  # no loss is below 0, and Keras never stops after the first
+        assert len(history.epoch) == 2  # the second is no such improvement
 
     def test_tensorboard_has_it(self, tmp_path):
         board = keras.callbacks.TensorBoard(tmp_path)
@@ -87,7 +96,7 @@ class TestAdaptationCurve:
         with pytest.raises(ValueError, match="`steps` must be numbers of inner steps"):
             AdaptationCurve(waves(1), steps=-1)
         short = AdaptationCurve(waves(FIXED(8)), tasks=9)
-        with pytest.raises(ValueError, match="ends after 8 tasks"):  # before any step
+        with pytest.raises(ValueError, match="gave 8 tasks, and tasks=9 were asked for"):  # before any step
             compiled().fit(waves(), steps_per_epoch=10**9, verbose=0, callbacks=[short])
 
 
@@ -137,6 +146,17 @@ class TestNonFiniteTasks:
             data, steps_per_epoch=5, epochs=3, verbose=0, callbacks=[callback]
         )
         assert history.history["non_finite_tasks"] == [0, 4, 4]
+
+    def test_validation_counts_by_itself(self):
+        """Validation, which counts anew, runs before the logs of training are read."""
+        x, y = next(iter(some_bad(lambda batch: 4)))
+        bad = tf.data.Dataset.from_tensors((x, y)).repeat(2)
+        meta_model = compiled(skip_non_finite=True)
+        arguments = {"steps_per_epoch": 5, "epochs": 1, "verbose": 0, "callbacks": [NonFiniteTasks(0.5)]}
+        history = meta_model.fit(some_bad(lambda batch: 1), validation_data=bad, **arguments).history
+        assert history["non_finite_tasks"] == [5] and history["val_non_finite_tasks"] == [8]
+        assert np.isnan(history["val_loss"]) and np.isfinite(history["loss"])
+        assert not meta_model.stop_training
 
     def test_without_skipping_it_stops_at_the_first(self):
         meta_model = compiled()

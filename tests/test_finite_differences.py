@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_maml
-from keras_maml.checking.finite_differences import PRECISIONS, cast, compare
+from keras_maml.checking.finite_differences import COARSE_BOUND, cast, compare
 
 
 def batch(seed=0):
@@ -46,6 +46,18 @@ class Single(layers.Layer):
         return tf.tanh(tf.ensure_shape(x, x.shape) * tf.ones([], tf.float32))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Outer(layers.Layer):
+    """Makes a layer of its own, which takes the global precision."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(3, "tanh")
+
+    def call(self, x):
+        return self.inner(x)
+
+
 class TestCompare:
     @pytest.mark.parametrize(
         "middle, algorithm",
@@ -74,8 +86,8 @@ class TestCompare:
     def test_in_float32_where_a_layer_cannot_be_cast(self):
         right, wrong = made(Single()), made(Single(), Scaled(1.0))
         found = compare(right, *batch())
-        assert (found.precision, found.bound) == ("float32", PRECISIONS["float32"][1])
-        assert found.reason and found.difference < found.bound
+        assert (found.precision, found.bound) == ("float32", COARSE_BOUND)
+        assert found.reason and found.difference < 0.05
         assert compare(wrong, *batch()).difference > found.bound
 
     def test_changes_nothing(self):
@@ -85,6 +97,21 @@ class TestCompare:
         compare(meta_model, *batch())
         for value, variable in zip(before, meta_model.variables, strict=True):
             np.testing.assert_array_equal(value, variable, err_msg=variable.path)
+
+
+    def test_layers_inside_of_layers_are_cast(self):
+        found = compare(made(Outer()), *batch())
+        assert found.precision == "float64", found.reason
+        assert found.difference < 1e-6
+
+    def test_half_precision_is_not_compared(self):
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            meta_model = made(Single())
+        finally:
+            keras.config.set_dtype_policy("float32")
+        found = compare(meta_model, *batch())
+        assert found.difference is None and "half precision" in found.reason
 
 
 class TestCast:

@@ -11,6 +11,7 @@ from keras_maml.selection import seed_variables
 
 MOST_TASKS = 4
 MOST_STATIONS = 8
+MOST_STEPS = 50  # of an evaluation
 MUCH = 2.0  # times the loss before
 
 
@@ -52,7 +53,7 @@ def tasks_of(meta_model, x, y, sample_weight, training):
 
 def run(meta_model, tasks):
     """A `Trial` of `Task`s."""
-    most = max(meta_model.algorithm.steps, meta_model._evaluation_steps)
+    most = max(meta_model.algorithm.steps, min(meta_model._evaluation_steps, MOST_STEPS))
     stations = tuple(sorted({0, meta_model.algorithm.steps, *np.linspace(0, most, MOST_STATIONS).astype(int).tolist()}))
     variables = [tf.convert_to_tensor(v) for v in meta_model.trainable_variables]
     support, query, first, strays = [], [], None, False
@@ -77,7 +78,8 @@ def check_trial(meta_model, trial):
     before, after = trial.support[:, 0], trial.support[:, where]
     highest = trial.support[:, : where + 1].max(1)  # steps too large may throw the loss up, and down again
     tasks = len(before)
-    grown = int((~(after <= before) | ~(highest <= MUCH * before)).sum())
+    # Losses may be negative.
+    grown = int((~(after <= before) | ~(highest - before <= (MUCH - 1) * np.abs(before))).sum())
     if not np.isfinite(before).all():
         yield Finding(
             "not-finite-loss",

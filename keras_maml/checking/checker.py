@@ -30,6 +30,7 @@ def check(meta_model, episodes, strict=False, seed=0):
     |---|---|
     | `malformed-episodes`, `refused` | shapes that do not fit; a model that cannot be used as it is |
     | `not-finite-data`, `not-finite-loss`, `not-finite-gradient` | NaN, infinities |
+    | `bad-weights` | weights that are negative, or all 0 in a task |
     | `labels-out-of-range`, `mismatched-ways`, `classes-without-support` | labels that do not fit the outputs |
     | `leaked-queries` | queries that are supports of the same task |
     | `nothing-to-learn`, `unused-weights`, `no-gradient` | weights that cannot learn |
@@ -127,7 +128,11 @@ class _Checker:
         layers = flatten_layers(meta_model.model)
         kinds = [statistics_of(v) for v in layers if isinstance(v, keras.layers.BatchNormalization)]
         outputs = meta_model._label_limit(meta_model._task_loss)
-        self._extend(check_data(arrays_of(batch), outputs, "batch" in kinds))
+        try:
+            self._extend(check_data(arrays_of(batch), outputs, "batch" in kinds))
+        except ValueError as error:
+            self._add("malformed-episodes", str(error), "See the docstring of `MetaModel` for what an episode is.")
+            return
         self.facts = {
             "algorithm": describe_algorithm(meta_model.algorithm),
             "steps": f"{meta_model.algorithm.steps} in training, {meta_model._evaluation_steps} in evaluation",
@@ -135,7 +140,7 @@ class _Checker:
             "task mapping": meta_model.explain_task_mapping(),
         }
         wrong = {finding.code for finding in self.findings if finding.severity == "error"}
-        if wrong & {"not-finite-data", "labels-out-of-range", "nothing-to-learn"}:
+        if wrong & {"not-finite-data", "bad-weights", "labels-out-of-range", "nothing-to-learn"}:
             return
         try:
             self._adapt(batch)
@@ -152,7 +157,7 @@ class _Checker:
             f"{loss:.3g} after {steps}" for steps, loss in zip(trial.stations, middle, strict=True)
         ) + f" steps (median of {len(trial.query)} tasks)"
         y, predictions, weight = trial.first
-        self._extend(check_loss(meta_model._task_loss, y, predictions, weight))
+        self._extend(check_loss(meta_model._task_loss, y, predictions, weight, meta_model.model))
         training = next(adapting.tasks_of(meta_model, *self._cast(batch), training=True))
         found, self.variables = adapting.check_gradients(meta_model, training)
         if training.learner.model.strays:
@@ -174,6 +179,9 @@ class _Checker:
         one = tf.nest.map_structure(lambda t: None if t is None else t[:1], self._cast(batch))
         found = finite_differences.compare(self.meta_model, *one, self.seed)
         why = f" (not in float64: {found.reason})" if found.reason else ""
+        if found.difference is None:
+            self.facts["meta-gradient"] = f"not compared: rounding hides finite differences{why}"
+            return
         self.facts["meta-gradient"] = (
             f"finite differences in {found.precision} differ by {found.difference:.1e} of it{why}"
         )

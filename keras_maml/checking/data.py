@@ -23,6 +23,15 @@ def check_data(batch, outputs, pure):
         pure: whether the whole batch normalises by its own moments.
     """
     yield from _finite(batch)
+    wrong = [name for name, weight in batch.weights.items() if (weight < 0).any() or not (weight > 0).any(1).all()]
+    if wrong:
+        yield Finding(
+            "bad-weights",
+            "error",
+            f"`{wrong[0]}` has a negative weight, or a task in which all weights are 0, so that its loss has no value.",
+            "Give every task at least one example with a positive weight.",
+        )
+        return
     yield from _leak(batch)
     labels = class_labels([batch.support.targets, batch.query.targets]) if outputs is not None else None
     if labels is not None:
@@ -38,9 +47,11 @@ def check_data(batch, outputs, pure):
 
 
 def _finite(batch):
-    for name, (array, real) in batch.arrays().items():
+    arrays = {name: array for name, (array, _) in batch.arrays().items()} | batch.weights
+    for name, array in arrays.items():
+        # Padding counts too: in a backward pass 0 * NaN is NaN.
         if array.dtype.kind == "f":
-            bad = ~np.isfinite(array[real].reshape(int(real.sum()), -1)).all(1)
+            bad = ~np.isfinite(array.reshape(array.shape[0] * array.shape[1], -1)).all(1)
             if bad.any():
                 yield Finding(
                     "not-finite-data",
@@ -68,8 +79,13 @@ def _leak(batch):
 
 def _rows(part, task):
     """The examples of a task, each with its target, as bytes."""
-    leaves = [leaf[task][part.real[task]] for leaf in keras.tree.flatten((part.x, part.y))]
+    leaves = [_alike(leaf[task][part.real[task]]) for leaf in keras.tree.flatten((part.x, part.y))]
     return [b"|".join(np.ascontiguousarray(leaf[i]).tobytes() for leaf in leaves) for i in range(len(leaves[0]))]
+
+
+def _alike(array):
+    kind = array.dtype.kind
+    return array.astype("float32") if kind == "f" else array.astype("int64") if kind in "iub" else array
 
 
 def _labels(batch, support, query, outputs):
@@ -86,7 +102,8 @@ def _labels(batch, support, query, outputs):
         )
         return
     ways = max(len(labels) for labels in supports)
-    if ways < outputs:
+    # Where ways vary, the tasks of one batch may happen to be small.
+    if ways < outputs and not batch.weights:
         yield Finding(
             "mismatched-ways",
             "warning",

@@ -8,10 +8,12 @@ from keras_maml.checking.findings import Finding
 from keras_maml.losses import keras_mask
 from keras_maml.selection import flatten_layers
 
+BINARY = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
 CROSS_ENTROPIES = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.CategoricalCrossentropy,
-    keras.losses.BinaryCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    *BINARY,
 )
 SOFTSIGN = "softsign"
 FIRST_ORDER = "use a first-order algorithm such as `keras_maml.FOMAML()`."
@@ -73,20 +75,24 @@ def _activation(layer):
     return getattr(getattr(layer, "activation", None), "__name__", None)
 
 
-def check_loss(loss, y, predictions, weight):
+def check_loss(loss, y, predictions, weight, model):
     """Findings of a loss, from predictions of one task: does it take what the model gives?
 
     Args:
         loss: a `TaskLoss`.
         y, predictions: `(Q, ...)`, of one output.
         weight: `(Q,)` or `None`.
+        model: the base model.
     """
-    if tf.nest.is_nested(predictions) or isinstance(loss.losses, keras.losses.CosineSimilarity):
+    if tf.nest.is_nested(predictions) or _name(loss.losses) in ("CosineSimilarity", "cosine_similarity"):
         return
     values = predictions.numpy()
-    if values.ndim < 2 or values.shape[-1] < 2 or not np.isfinite(values).all():
+    # Where all are the same, as of a head of zeros, nothing can be told.
+    if values.ndim < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return
     probabilities = (values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3)
+    if values.shape[-1] == 1 or isinstance(loss.losses, BINARY):
+        probabilities = _activation(getattr(model, "layers", [None])[-1]) == "sigmoid"
     from_logits = _from_logits(loss.losses)
     if from_logits is False and (values.min() < 0 or values.max() > 1):
         yield Finding(
@@ -104,7 +110,7 @@ def check_loss(loss, y, predictions, weight):
             "slowly.",
             "Leave one of the two out: `from_logits=False`, or an output layer without activation.",
         )
-    elif not probabilities:
+    elif not probabilities and values.shape[-1] > 1:
         yield from _scale(loss, y, predictions, weight)
 
 
@@ -132,4 +138,8 @@ def _from_logits(loss):
     """Whether a cross-entropy takes logits; `None` for other losses."""
     if isinstance(loss, CROSS_ENTROPIES):
         return bool(loss.get_config()["from_logits"])
-    return False if getattr(loss, "__name__", "").endswith("_crossentropy") else None
+    return False if _name(loss).endswith("_crossentropy") else None
+
+
+def _name(loss):
+    return getattr(loss, "__name__", type(loss).__name__)
