@@ -4,13 +4,12 @@
     python -m benchmarks.memory_prediction --update-readme       # and puts it into README.md here
 
 Growth by an inner step and by a task, each from two points. Every point is a process of its own, `--point`, that prints
-what its peak of resident memory is above what it had before it built a model, with the batch in memory, and the bytes
-of the batch; the median of `--runs` of them counts. A prediction is a process of its own too.
+what its peak of resident memory is above what it had before it made the batch and the model; the median of `--runs` of
+them counts. A prediction is a process of its own too.
 """
 
 import argparse
 import concurrent.futures
-import ctypes
 import dataclasses
 import json
 import os
@@ -53,13 +52,17 @@ def parse():
 
 
 def load(name, tasks, steps):
-    """The row, and its batch as tensors."""
+    """The row, and a batch of zeros of its shapes: to draw one leaves memory behind, for the step to use."""
+    import tensorflow as tf
+
     from benchmarks.implementations import keras_maml_fit
     from benchmarks.worker import cast
 
     row = dataclasses.replace((ROWS | {"dense": DENSE})[name], tasks=tasks, steps=steps)
     keras_maml_fit.KerasMaml.prepare(row)
-    return row, *keras_maml_fit.as_batch(cast(row.episodes(), "float32"))
+    one = cast(dataclasses.replace(row, tasks=1).episodes(), "float32")
+    x = {name: tf.zeros([tasks, *value.shape[1:]], value.dtype) for name, value in one.items()}
+    return row, x, x.pop("query_y")
 
 
 def build(row):
@@ -78,18 +81,15 @@ def build(row):
 
 
 def measured(name, tasks, steps):
+    import keras_maml  # noqa: F401  what importing takes is not the step's
     from benchmarks.worker import memory_mb
 
-    row, x, y = load(name, tasks, steps)
-    ctypes.CDLL(None).malloc_trim(0)  # what making the batch left behind
-    # Not the greatest so far: that was while the batch was made.
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = memory_mb()[1]
+    row, x, y = load(name, tasks, steps)
     meta_model = build(row)
     for _ in range(REPEATS):
         meta_model.train_on_batch(x, y)
-    data = sum(t.shape.num_elements() * t.dtype.size for t in (*x.values(), y))
-    return {"peak": memory_mb()[0] - before + data / 2**20}
+    return {"peak": memory_mb()[0] - before}
 
 
 def predicted(name, tasks, steps):
