@@ -16,7 +16,7 @@ BENCHMARK_STAMP := $(VENV)/installed-benchmarks
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint wheel benchmark benchmark-episodes clean
+.PHONY: demo test lint wheel benchmark benchmark-episodes benchmark-evaluation benchmark-memory clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -37,6 +37,14 @@ benchmark: $(BENCHMARK_STAMP)
 # Three minutes; how fast episodes come. Needs no peers.
 benchmark-episodes: $(STAMP)
 	$(BIN)/python -m benchmarks.episodes $(BENCHMARK_ARGS)
+
+# Two minutes; what a report costs beside an evaluation. Needs no peers.
+benchmark-evaluation: $(STAMP)
+	$(BIN)/python -m benchmarks.evaluation $(BENCHMARK_ARGS)
+
+# Ten minutes; memory of a meta-step, predicted and measured. Needs no peers.
+benchmark-memory: $(STAMP)
+	$(BIN)/python -m benchmarks.memory_prediction $(BENCHMARK_ARGS)
 
 # Leaves .venv, which takes minutes to make.
 clean:

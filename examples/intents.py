@@ -43,7 +43,7 @@ def parse():
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5], help="support examples of an intent")
     parser.add_argument("--iterations", type=int, default=None, help=f"outer steps; default {ITERATIONS}")
     parser.add_argument("--evaluation-tasks", type=int, default=600, help="test tasks, 15 queries an intent each")
-    parser.add_argument("--output-dir", type=pathlib.Path, default=None, help="for SavedModels")
+    parser.add_argument("--output-dir", type=pathlib.Path, default=None, help="for SavedModels, cards, pictures")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -83,13 +83,14 @@ def accuracies(predict, episodes):
 
 
 def from_scratch(net, validation):
-    """The untrained net with the learning rate and steps that are best on validation tasks."""
-    candidates = {}
+    """Name and `MetaModel` of the untrained net, with the rate and steps that are best on validation tasks."""
+    learners = {}
     for rate, steps in FROM_SCRATCH:
         keras.utils.set_random_seed(0)
         learner = compiled(build_model(net), keras_maml.MAML(learning_rate=rate, evaluation_steps=steps))
-        candidates[f"from scratch, rate {rate:g}, {steps} steps"] = learner.predict_on_batch
-    return best(candidates, validation)
+        learners[f"from scratch, rate {rate:g}, {steps} steps"] = learner
+    name, _ = best({name: learner.predict_on_batch for name, learner in learners.items()}, validation)
+    return name, learners[name]
 
 
 def best(candidates, validation):
@@ -158,13 +159,35 @@ def run(net, shots, splits, arguments):
     )
     print(f"  {iterations} outer steps in {time.perf_counter() - begin:.0f} s")
 
-    rivals = [from_scratch(net, validation), nearest_centroid(meta_model.model, validation)]
+    scratch, scratch_learner = from_scratch(net, validation)
+    rivals = [(scratch, scratch_learner.predict_on_batch), nearest_centroid(meta_model.model, validation)]
     for name, test in tests.items():
         print(f"  {arguments.evaluation_tasks} test tasks, {name}:")
         for learner, predict in [("meta-learned, 3 steps", meta_model.predict_on_batch), *rivals]:
             report(learner, accuracies(predict, test))
+    learners = {"meta-learned": meta_model, scratch.rpartition(",")[0]: scratch_learner}
+    test, steps = tests["intents of three new domains"], (0, 1, 2, 3, 5, 10)
+    reports = {
+        name: keras_maml.evaluate_episodes(learner, test, arguments.evaluation_tasks, steps, verbose=0)
+        for name, learner in learners.items()
+    }
+    print(f"\n{reports['meta-learned']}\n\nmeta-learned after 3 steps, less from scratch after 10:")
+    print(reports["meta-learned"].compare(reports[scratch.rpartition(",")[0]], steps=[(3, 10)]))
     if arguments.output_dir:
-        meta_model.export(str(arguments.output_dir / f"{net}_{shots}_shot"))
+        folder = arguments.output_dir / f"{net}_{shots}_shot"
+        meta_model.export(folder)
+        meta_model.card(reports["meta-learned"], folder, episodes=train)
+        draw(folder / "adaptation.png", reports, f"CLINC150, {WAYS} new intents, {shots} of each")
+
+
+def draw(path, reports, title):
+    try:
+        axes = keras_maml.plot_adaptation(reports)
+    except ImportError as error:
+        print(f"No plot: {error}")
+        return
+    axes.set_title(title, fontsize=10)
+    axes.figure.savefig(path, dpi=90)
 
 
 def main():

@@ -60,15 +60,6 @@ def build_model(ways):
     return model
 
 
-def accuracies(meta_model, episodes):
-    """Share of right predictions in each task."""
-    shares = []
-    for x, y in episodes:
-        predictions = meta_model.predict_on_batch(x).argmax(-1)
-        shares.append((predictions == y.numpy()).mean(axis=1))
-    return np.concatenate(shares)
-
-
 def draw_curve(history, path, title):
     try:
         from matplotlib.figure import Figure
@@ -108,7 +99,6 @@ def main():
         queries=15,
         tasks=test_tasks,
         seed=2,
-        batches=-(-arguments.evaluation_tasks // test_tasks),
         **sizes,
     )
 
@@ -136,8 +126,9 @@ def main():
     ).history
     seconds = time.perf_counter() - begin
 
-    shares = accuracies(meta_model, test)[: arguments.evaluation_tasks]
-    interval = 1.96 * shares.std(ddof=1) / np.sqrt(len(shares))
+    all_steps = sorted({0, steps, evaluation_steps, 2 * evaluation_steps})
+    report = keras_maml.evaluate_episodes(meta_model, test, arguments.evaluation_tasks, all_steps, verbose=0)
+    row = report.summary("accuracy", evaluation_steps)
     name = algorithm_name(preset)
     title = f"Omniglot {ways}-way {shots}-shot {name}"
     if arguments.output_dir:
@@ -153,10 +144,12 @@ def main():
         )
         draw_curve(history, arguments.output_dir / "curve.png", title)
         meta_model.export(arguments.output_dir / "saved_model")
+        meta_model.card(report, arguments.output_dir / "saved_model", episodes=train)
     print(f"{arguments.iterations} outer steps with validation took {seconds:.0f} s.")
+    print(f"\n{report}\n")
     print(
-        f"{title}: test accuracy {100 * shares.mean():.1f} +- {100 * interval:.1f} % "
-        f"({len(shares)} tasks, {evaluation_steps} steps, transductive BN)"
+        f"{title}: test accuracy {100 * row.mean:.1f} +- {100 * row.margin:.1f} % "
+        f"({row.tasks} tasks, {evaluation_steps} steps, transductive BN)"
     )
 
 

@@ -8,14 +8,12 @@ TensorFlow but not keras_maml, load that file and adapt to the same wave:
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
 import keras
-import numpy as np
 
 import keras_maml
 
@@ -43,38 +41,13 @@ def build_model():
     )
 
 
-def errors_by_steps(meta_model, x, y, all_steps):
-    """Mean squared error of each task after each number of inner steps: `(len(all_steps), T)`."""
-    errors = []
-    for steps in all_steps:
-        algorithm = dataclasses.replace(meta_model.algorithm, evaluation_steps=steps)
-        judge = keras_maml.MetaModel(meta_model.model, algorithm, inner_loss="mse")
-        judge.set_weights(meta_model.get_weights())  # learned step sizes too
-        predictions = judge.predict(x, batch_size=100, verbose=0)
-        errors.append(np.mean(np.square(predictions - y), axis=(1, 2)))
-    return np.array(errors)
-
-
-def draw(path, meta_model, task, all_steps):
+def draw(path, meta_model, episodes, all_steps):
     try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print('No plot: matplotlib is missing. Install it by `pip install "keras-maml[plots]"`.')
+        axes = keras_maml.plot_regression_task(meta_model, episodes, steps=[k for k in all_steps if k])
+    except ImportError as error:
+        print(f"No plot: {error}")
         return
-    points = np.linspace(-5, 5, 200, dtype="float32")[:, None]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    order = np.argsort(task["query_x"][:, 0])
-    axes.plot(task["query_x"][order], task["query_y"][order], color="black", label="the wave")
-    axes.plot(task["support_x"], task["support_y"], "o", color="black", label="its ten support points")
-    for steps, style in zip(all_steps, (":", "-", "-", "-"), strict=True):
-        learner = meta_model.adapt(task["support_x"], task["support_y"], steps=steps)
-        label = "before adaptation" if steps == 0 else f"after {steps} step{'s' if steps > 1 else ''}"
-        axes.plot(points, learner(points), style, label=label)
-    axes.set(xlabel="x", ylabel="y", title="Adapting to one sine wave")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    axes.figure.savefig(path, dpi=120)
     print(f"plot: {path}")
 
 
@@ -97,18 +70,19 @@ def main():
 
     # 2. Judge on 600 new waves.
     all_steps = (0, 1, 5, 10)
-    test = keras_maml.datasets.sinusoid(shots=10, queries=200, tasks=600, seed=arguments.seed + 1, batches=1)
-    x, y = next(iter(test.as_numpy_iterator()))
-    errors = errors_by_steps(meta_model, x, y, all_steps)
+    test = keras_maml.datasets.sinusoid(shots=10, queries=200, tasks=100, seed=keras_maml.episodes.fixed(600))
+    report = keras_maml.evaluate_episodes(meta_model, test, tasks=600, steps=all_steps, verbose=0)
     print("\nQuery error (mean square) on 600 new waves, 10 support points each:")
     print("                    median     mean")
-    for steps, row in zip(all_steps, errors, strict=True):
+    for steps in all_steps:
         name = "before adaptation" if steps == 0 else f"after {steps:2d} step{'s' if steps > 1 else ''}"
-        print(f"{name:18s} {np.median(row):7.3f}  {np.mean(row):7.3f}")
+        row = report.summary("loss", steps)
+        print(f"{name:18s} {row.median:7.3f}  {row.mean:7.3f}")
 
     # 3. Look at one wave.
+    x, y = next(iter(test.as_numpy_iterator()))
     task = {name: values[0] for name, values in x.items()} | {"query_y": y[0]}
-    draw(arguments.output_dir / "adaptation.png", meta_model, task, all_steps)
+    draw(arguments.output_dir / "adaptation.png", meta_model, (x, y), all_steps)
 
     # 4. Ship adaptation itself.
     exported = arguments.output_dir / "saved_model"
@@ -121,7 +95,7 @@ def main():
         text=True,
     ).stdout.strip()
     print(f"SavedModel: {exported}")
-    print(f"error on that wave after 1 step, here:                                 {errors[1][0]:.4f}")
+    print(f"error on that wave after 1 step, here:                                 {report.of('loss', 1)[0]:.4f}")
     print(f"error on that wave after 1 step, served by a process without keras_maml: {served}")
 
 

@@ -38,11 +38,13 @@ def main():
         meta_model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="mse", steps_per_execution=100)
         meta_model.fit(train, steps_per_epoch=arguments.iterations, epochs=1, verbose=0)
         for shots in (5, 10, 20):
-            test = keras_maml.datasets.sinusoid(shots=shots, queries=100, tasks=600, seed=1000, batches=1)
-            x, y = next(iter(test.as_numpy_iterator()))
-            errors = quickstart.errors_by_steps(meta_model, x, y, ALL_STEPS)
-            for steps, row in zip(ALL_STEPS, errors, strict=True):
-                results.setdefault((shots, steps), []).append((row.mean(), np.median(row), int((row > DIVERGED).sum())))
+            fixed = keras_maml.episodes.fixed(600)
+            test = keras_maml.datasets.sinusoid(shots=shots, queries=100, tasks=100, seed=fixed)
+            report = keras_maml.evaluate_episodes(meta_model, test, tasks=600, steps=ALL_STEPS, verbose=0)
+            for steps in ALL_STEPS:
+                row = report.summary("loss", steps)
+                lost = int((report.of("loss", steps) > DIVERGED).sum()) + row.non_finite
+                results.setdefault((shots, steps), []).append((row.mean, row.median, lost))
 
     name = f"{arguments.algorithm}, {arguments.steps} step{'s' if arguments.steps > 1 else ''} in training"
     print(f"{name}, {arguments.iterations} iterations, 600 waves; median over {arguments.seeds} seeds [each seed]")
@@ -50,6 +52,7 @@ def main():
     for (shots, steps), runs in results.items():
         mean, median, diverged = zip(*runs, strict=True)
         print(f"{shots:8d}  {steps:5d}  {_describe(mean):25s}  {_describe(median):25s}  {list(diverged)}")
+    print(f"\nThe last of these reports:\n\n{report}")
 
 
 def _describe(values):

@@ -8,6 +8,7 @@ if keras.config.backend() != "tensorflow":
         "variable KERAS_BACKEND=tensorflow before Keras is imported."
     )
 
+from keras_maml import callbacks
 from keras_maml import datasets
 from keras_maml import episodes
 from keras_maml import layers
@@ -22,7 +23,15 @@ from keras_maml.algorithms import MAML
 from keras_maml.algorithms import Algorithm
 from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
+from keras_maml.checking import check
+from keras_maml.evaluation import evaluate_episodes
 from keras_maml.meta_model import MetaModel
+from keras_maml.plots import plot_adaptation
+from keras_maml.plots import plot_episode
+from keras_maml.plots import plot_learned_rates
+from keras_maml.plots import plot_regression_task
+from keras_maml.plots import plot_tasks
+from keras_maml.reports import EpisodeReport
 from keras_maml.selection import exclude
 from keras_maml.threads import set_threads
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_maml.inner_loop import repeat, replace
+from keras_maml.inner_loop import MOST_UNROLLED_STEPS, repeat, replace
 from keras_maml.layers import adaptation_scope, statistics_of
 from keras_maml.losses import keras_mask
 from keras_maml.selection import flatten_layers
@@ -203,7 +203,9 @@ class Task:
         results, index = [], 0
         for end in sorted({*at, turn}):
             step = functools.partial(self._step, forward, adapting, (x, y, weight), index < turn)
-            carry = repeat(step, constants, carry, index, end, not stop_gradients, rematerialize and index >= turn)
+            again = rematerialize and index >= turn
+            many = stop_gradients and last > MOST_UNROLLED_STEPS
+            carry = repeat(step, constants, carry, index, end, not stop_gradients, again, many)
             index = end
             if end in at:
                 params, state = replace(theta, adapting, carry.params), carry.state

@@ -9,7 +9,9 @@ from keras_maml.losses import keras_mask
 from keras_maml.selection import seed_variables
 
 
-def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=None, log_before=False):
+def run_tasks(
+    learner, mapping, one_task, batch, variables, outer_step, learned=None, copies=(), skip_non_finite=False
+):
     """Maps a function over the tasks of a batch.
 
     Args:
@@ -21,7 +23,10 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
         variables: values of the meta-learned variables.
         outer_step: integer scalar, for seeds.
         learned: the meta-learned variables, where gradients and state are asked for.
-        log_before: whether `stacked` also has members `"predictions_before"` and `"loss_before"`.
+        copies: endings of further members `"predictions_<ending>"` and `"loss_<ending>"` of `stacked`, of other numbers
+            of steps.
+        skip_non_finite: whether tasks whose loss or gradient is not finite are left out of the means. `stacked` then
+            has a member `"finite"`, `(T,)` booleans.
 
     Returns:
         `(stacked, gradients, updates)`: `(T, ...)`; means over the tasks; pairs of a variable of the model's state that
@@ -55,11 +60,18 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
             masks = tf.nest.map_structure(keras_mask, stacked[name])
             if any(mask is not None for mask in tf.nest.flatten(masks)):
                 stacked[f"mask_of_{name}"] = masks
-        return stacked, (gradients, [after[i] for i in changed]) if learned else ()
+        averaged = (gradients, [after[i] for i in changed]) if learned else ()
+        if skips:
+            stacked["finite"] = _all_finite(stacked["loss"], *averaged[:1])
+            averaged = tf.nest.map_structure(lambda t: tf.where(stacked["finite"], t, tf.zeros([], t.dtype)), averaged)
+        return stacked, averaged
 
-    specs, changed = _output_specs(learner, x["query_x"], state, y is not None, log_before)
+    skips = skip_non_finite and y is not None
+    specs, changed = _output_specs(learner, x["query_x"], state, y is not None, copies)
     changing = [learner.model.non_trainable[i] for i in changed]
     averaged = tf.nest.map_structure(_spec, (list(learned), changing)) if learned else ()
+    if skips:
+        specs["finite"] = tf.TensorSpec((), tf.bool)
     stacked, means = mapping(function, episodes, (specs, averaged))
     for name in [name for name in stacked if name.startswith("mask_of_")]:
         masks = tf.nest.flatten(stacked[name])
@@ -67,11 +79,38 @@ def run_tasks(learner, mapping, one_task, batch, variables, outer_step, learned=
             tensor._keras_mask = mask
     if not learned:
         return stacked, [], []
-    gradients, values = means
+    gradients, values = means if not skips else _of_finite_tasks(*means, stacked["finite"], changing)
     return stacked, gradients, list(zip(changing, values, strict=True))
 
 
-def _output_specs(learner, query_x, state, with_loss, log_before):
+def mean_loss(stacked):
+    """The mean loss of a batch, over the tasks that are not skipped; NaN if all are."""
+    if "finite" not in stacked:
+        return tf.reduce_mean(stacked["loss"])
+    return tf.reduce_mean(tf.boolean_mask(stacked["loss"], stacked["finite"]))
+
+
+def _all_finite(*structures):
+    parts = [tf.reduce_all(tf.math.is_finite(t)) for t in tf.nest.flatten(structures)]
+    return tf.reduce_all(tf.stack(parts))
+
+
+def _of_finite_tasks(gradients, values, finite, variables):
+    """Means over the finite tasks, from means over all in which the others are 0; values as they were if none is."""
+    tasks, kept = (tf.cast(n, tf.float32) for n in (tf.size(finite), tf.math.count_nonzero(finite)))
+    factor = tf.math.divide_no_nan(tasks, kept)
+
+    def over_kept(tensor):
+        return tensor * tf.cast(factor, tensor.dtype)
+
+    values = [
+        tf.where(kept > 0, over_kept(value), tf.convert_to_tensor(variable))
+        for value, variable in zip(values, variables, strict=True)
+    ]
+    return [over_kept(gradient) for gradient in gradients], values
+
+
+def _output_specs(learner, query_x, state, with_loss, copies):
     """Specs of what tasks stack, and the positions of the floating point state that a call on queries changes."""
     changed = []
 
@@ -101,8 +140,7 @@ def _output_specs(learner, query_x, state, with_loss, log_before):
         stacked["mask_of_predictions"] = mask[0]
     if with_loss:
         stacked["loss"] = tf.TensorSpec((), learner.model.loss_dtype)
-        if log_before:
-            stacked.update({f"{name}_before": value for name, value in stacked.items()})
+        stacked |= {f"{name}_{ending}": value for ending in copies for name, value in stacked.items()}
     return stacked, changed
 
 

@@ -1,58 +1,135 @@
-"""What happens around the steps of `fit`: going on where a killed run stopped."""
+"""Keras callbacks for meta-learning: adaptation curves in the logs, and a stop where tasks are not finite."""
+
+import math
+import warnings
 
 import keras
-import tensorflow as tf
+
+from keras_maml.episodes.checks import check_whole
+from keras_maml.episodes.pipeline import Plan
+from keras_maml.evaluation import Evaluator, check_steps
 
 
-class _SkipSeen(keras.callbacks.Callback):
-    """Sets how many batches the dataset skips to what `BackupAndRestore`, which ran before, has restored."""
+class AdaptationCurve(keras.callbacks.Callback):
+    """Judges the model on fixed episodes at the end of epochs, after several numbers of inner steps.
 
-    def __init__(self, skip, began, length):
-        super().__init__()
-        self._skip, self._began, self._length = skip, began, length
+        curve = keras_maml.callbacks.AdaptationCurve(validation, tasks=100, steps=(0, 1, 5))
+        stop = keras.callbacks.EarlyStopping(monitor="accuracy_after_5", mode="max", patience=3)
+        meta_model.fit(train, steps_per_epoch=500, epochs=20, callbacks=[curve, stop])
 
-    def on_train_begin(self, logs=None):
-        seen = int(self.model.outer_step.numpy()) - self._began
-        self._skip.assign(seen if self._length is None else seen % self._length)
+    Means over the tasks go into the logs of the epoch as `<metric>_after_<steps>`, such as `accuracy_after_5`, and so
+    into the history, `keras.callbacks.TensorBoard`, `CSVLogger`, `EarlyStopping` (which wants a `mode` for such names)
+    and the like. `fit` runs this callback before those, wherever it stands.
 
-    def on_epoch_end(self, epoch, logs=None):
-        if self._length is None:
-            self._skip.assign(0)  # if the dataset has an end after all, it begins at its beginning
-
-
-def resume_episodes(meta_model, arguments, beginnings):
-    """Makes `fit` go on with the batch that an interrupted run would have seen next.
-
-    `BackupAndRestore` brings back weights and the epoch, and Keras then begins the dataset anew. Here the batches that
-    were learned from are skipped, when the first iterator is made: after the weights are restored. A finite dataset
-    goes round: those that were skipped come at its end. An epoch that was interrupted is run in full, as Keras does.
+    `reports` holds the reports: a dict by epoch, counted from 0.
 
     Args:
-        meta_model: the `MetaModel`.
-        arguments: dict of the arguments of `fit`; its `x` and `callbacks` are replaced where a backup is used.
-        beginnings: dict that this function keeps from call to call: the outer step at which the run that a backup
-            belongs to began, by folder. It knows nothing of runs of other processes, which began where this one did.
+        episodes: the same episodes at every epoch: a dataset made with `seed=keras_maml.episodes.fixed(n)` or with an
+            integer seed; see `keras_maml.evaluate_episodes`.
+        tasks, steps: see `keras_maml.evaluate_episodes`.
+        every: number of epochs from one evaluation to the next, at least 1. Judged are epochs 0, `every`, 2 `every` and
+            so on, and the last of the `epochs` that `fit` was asked for; the logs of others have no such entries.
+
+    Raises:
+        ValueError: for arguments out of range, or a dataset of fresh episodes.
     """
-    callbacks, data = arguments.get("callbacks"), arguments.get("x")
-    listed = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
-    backup = next((c for c in listed if isinstance(c, keras.callbacks.BackupAndRestore)), None)
-    if backup is None or not isinstance(data, tf.data.Dataset):
-        return
-    cardinality = data.cardinality()
-    if cardinality == tf.data.UNKNOWN_CARDINALITY and arguments.get("steps_per_epoch") is None:
-        return  # an epoch is a pass, and of how many batches nobody knows
-    folder = str(backup.backup_dir)
-    if not (tf.io.gfile.exists(folder) and tf.io.gfile.listdir(folder)):
-        beginnings.pop(folder, None)  # a new run
-    began = beginnings.setdefault(folder, int(meta_model.outer_step.numpy()))
-    with tf.device("CPU:0"):  # where datasets run
-        skip = tf.Variable(0, dtype=tf.int64, trainable=False)
-    # `range(1).flat_map` reads the variable when an iterator is made, not when the dataset is.
-    length = int(cardinality) if cardinality >= 0 else None
-    resumed = tf.data.Dataset.range(1).flat_map(
-        lambda _: data.skip(skip) if length is None else data.skip(skip).concatenate(data.take(skip))
-    )
-    if cardinality != tf.data.UNKNOWN_CARDINALITY:
-        resumed = resumed.apply(tf.data.experimental.assert_cardinality(cardinality))
-    arguments["x"] = resumed
-    arguments["callbacks"] = [*listed, _SkipSeen(skip, began, length)]
+
+    writes_logs = True
+
+    def __init__(self, episodes, tasks=100, steps=(0, 1, 5), every=1):
+        super().__init__()
+        check_whole(1, every=every)
+        plan = getattr(episodes, "plan", None)
+        if isinstance(plan, Plan) and plan.seed is None:
+            raise ValueError(
+                "`episodes` has `seed=None`: its tasks are others at every epoch, and a curve over them would show "
+                "their differences. Pass `seed=keras_maml.episodes.fixed(n)` to its builder."
+            )
+        self.episodes = episodes
+        self.tasks = tasks
+        self.steps = check_steps(steps)
+        self.every = every
+        self.reports = {}
+        self._evaluator = None
+
+    def on_train_begin(self, logs=None):
+        # Made anew for each `fit`: the model may have been compiled with other metrics in between.
+        self._evaluator = Evaluator(self.model, self.steps)
+        self._evaluator.check(self.episodes, self.tasks)
+
+    def on_epoch_end(self, epoch, logs=None):
+        last = epoch + 1 == self.params.get("epochs")
+        if epoch % self.every and not last:
+            return
+        report = self.reports[epoch] = self._evaluator.report(self.episodes, self.tasks, verbose=0)
+        if logs is not None:
+            for metric in report.metrics:
+                for steps in report.steps:
+                    logs[f"{metric}_after_{steps}"] = report.summary(metric, steps).mean
+
+
+class NonFiniteTasks(keras.callbacks.Callback):
+    """Stops `fit` where too many tasks have a loss or gradient that is NaN or infinite.
+
+        meta_model = keras_maml.MetaModel(model, algorithm, skip_non_finite=True)
+        meta_model.fit(train, callbacks=[keras_maml.callbacks.NonFiniteTasks(share=0.05)], ...)
+
+    With `skip_non_finite=True` the model leaves such tasks out and counts them, and this callback looks at their share
+    of the tasks of an epoch. Without it a single one makes all weights NaN: `fit` is then stopped at the first.
+
+    Args:
+        share: greatest share of tasks, in [0, 1).
+        tasks: number of tasks of an epoch, at least 1, before which no share is judged but at the end of the epoch.
+
+    Raises:
+        ValueError: for arguments out of range.
+    """
+
+    def __init__(self, share=0.1, tasks=100):
+        super().__init__()
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ValueError(f"`share` must be a number in [0, 1). Received: share={share!r}.")
+        check_whole(1, tasks=tasks)
+        self.share = share
+        self.tasks = tasks
+        self._counted = 0, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counted = 0, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        counted = getattr(self.model, "non_finite_tasks", None)
+        if counted is not None:  # read now, as validation counts anew
+            self._counted = int(counted.count.numpy()), int(counted.tasks.numpy())
+        self._look(logs, self.tasks, f"after batch {batch} of the epoch")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._look(logs, 1, f"in epoch {epoch}")
+
+    def _look(self, logs, least, when):
+        if self.model.stop_training:
+            return
+        if getattr(self.model, "non_finite_tasks", None) is None:
+            loss = (logs or {}).get("loss")
+            if loss is not None and not math.isfinite(loss):
+                self._stop(
+                    f"the loss is {float(loss)} {when}: at least one task was not finite, and now the weights are not. "
+                    "Begin anew with `MetaModel(..., skip_non_finite=True)`, which leaves such tasks out"
+                )
+            return
+        count, tasks = self._counted
+        if tasks >= least and count > self.share * tasks:
+            self._stop(
+                f"{count} of {tasks} tasks ({100 * count / tasks:.0f} %) had a loss or gradient that is NaN or "
+                f"infinite {when}, and share={self.share} was allowed"
+            )
+
+    def _stop(self, what):
+        rate = getattr(self.model.rule, "learning_rate", None)
+        warnings.warn(
+            f"Training stops: {what}. Most often inner steps are too large (learning_rate={rate} here, "
+            f"{self.model.algorithm.steps} steps): try a third of the rate, or `clipnorm=10` on the algorithm. "
+            "`keras_maml.check(meta_model, episodes)` looks for other reasons.",
+            stacklevel=3,
+        )
+        self.model.stop_training = True

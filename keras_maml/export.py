@@ -122,12 +122,9 @@ def save(meta_model, filepath):
     """See `MetaModel.export`."""
     specs = _episode_specs(meta_model)
     model, learner = meta_model.model, meta_model._learner(False, meta_model._evaluation_steps)
-    everything = [*learner.model.trainable, *learner.model.non_trainable]
     count = len(learner.model.trainable)
-    passed = [i for i, adapts in enumerate(learner.mask) if adapts]
-    passed += [count + i for i in _support_moments(learner)]
-    inputs = {name: dict(zip(_names(name, s), keras.tree.flatten(s), strict=True)) for name, s in specs.items()}
-    names = _unique([v.path for v in everything], taken=[*inputs["query_x"]])
+    inputs = _named(specs)
+    passed = _passed(learner, taken=inputs["query_x"])
 
     def values():
         variables = [tf.convert_to_tensor(v) for v in meta_model.trainable_variables]
@@ -153,32 +150,63 @@ def save(meta_model, filepath):
     def adapt(**named):
         _, params, state = adapted(named)
         both = [*params, *state]
-        return {names[i]: tf.identity(both[i]) for i in passed}
+        return {name: tf.identity(both[i]) for name, i in passed.items()}
 
     def predict(**named):
         variables, state = values()
         both = [*variables[:count], *state]
-        for i in passed:
-            both[i] = named[names[i]]
+        for name, i in passed.items():
+            both[i] = named[name]
         task = Task(learner, (None, None, None), (given("query_x", named), None, None), state)
         return outputs(task.predict(both[:count], both[count:]))
 
-    weights = {names[i]: tf.TensorSpec(everything[i].shape, everything[i].dtype) for i in passed}
-    support, query = {**inputs["support_x"], **inputs["support_y"]}, inputs["query_x"]
-    signatures = {
-        function.__name__: _concrete(function, arguments)
-        for function, arguments in (
-            (serving_default, {**support, **query}),
-            (adapt, support),
-            (predict, {**query, **weights}),
-        )
-    }
+    taken = _arguments(inputs, passed, learner)
+    functions = (serving_default, adapt, predict)
+    signatures = {function.__name__: _concrete(function, taken[function.__name__]) for function in functions}
     module = tf.Module(name=model.name)
     module.weights = [v.value for v in meta_model.variables]
     # Vocabularies and the like, which no variable holds.
     descendants = tf.train.TrackableView(model).descendants()
     module.assets = [d for d in descendants if isinstance(d, tf.saved_model.experimental.TrackableResource)]
     tf.saved_model.save(module, str(filepath), signatures=signatures)
+
+
+def signatures(meta_model):
+    """What the signatures of `MetaModel.export` take and return, without tracing them.
+
+    Returns:
+        `{signature: (arguments, results)}`, both `{name: tf.TensorSpec}`.
+    """
+    specs = _episode_specs(meta_model)
+    inputs, learner = _named(specs), meta_model._learner(False, meta_model._evaluation_steps)
+    passed = _passed(learner, taken=inputs["query_x"])
+    arguments = _arguments(inputs, passed, learner)
+    one_batch = tf.function(lambda x: meta_model.model(x), autograph=False).get_concrete_function(specs["query_x"])
+    predictions = _named({"predictions": one_batch.structured_outputs})["predictions"]
+    weights = {name: arguments["predict"][name] for name in passed}
+    results = {"serving_default": predictions, "adapt": weights, "predict": predictions}
+    return {name: (arguments[name], results[name]) for name in results}
+
+
+def _named(specs):
+    """`{part: {name: spec}}` of nested structures of specs."""
+    return {part: dict(zip(_names(part, s), keras.tree.flatten(s), strict=True)) for part, s in specs.items()}
+
+
+def _passed(learner, taken):
+    """Names of what `adapt` returns and `predict` takes, and their positions among all variables of the model."""
+    everything = [*learner.model.trainable, *learner.model.non_trainable]
+    names = _unique([v.path for v in everything], taken=[*taken])
+    moments = [len(learner.model.trainable) + i for i in _support_moments(learner)]
+    return {names[i]: i for i in [*(i for i, adapts in enumerate(learner.mask) if adapts), *moments]}
+
+
+def _arguments(inputs, passed, learner):
+    """`{signature: {name: spec}}` of what the signatures take."""
+    everything = [*learner.model.trainable, *learner.model.non_trainable]
+    weights = {name: tf.TensorSpec(everything[i].shape, everything[i].dtype) for name, i in passed.items()}
+    support, query = {**inputs["support_x"], **inputs["support_y"]}, inputs["query_x"]
+    return {"serving_default": {**support, **query}, "adapt": support, "predict": {**query, **weights}}
 
 
 def _concrete(function, arguments):

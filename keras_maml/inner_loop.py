@@ -23,7 +23,7 @@ import tensorflow as tf
 MOST_UNROLLED_STEPS = 10
 
 
-def repeat(step, constants, carry, first, last, differentiable=True, rematerialize=False):
+def repeat(step, constants, carry, first, last, differentiable=True, rematerialize=False, many=False):
     """The carry after the steps `first, ..., last - 1`.
 
     Args:
@@ -34,11 +34,12 @@ def repeat(step, constants, carry, first, last, differentiable=True, remateriali
         last: number of steps made after, an integer.
         differentiable: whether an outer gradient may be taken through a loop.
         rematerialize: whether to take the loop whatever the number of steps, for its memory.
+        many: whether these steps are some of many, so that a loop is taken for more than one.
 
     Raises:
         ValueError: if, in a loop, a step changes the structure of the carry.
     """
-    if last - first <= MOST_UNROLLED_STEPS and not (rematerialize and differentiable):
+    if last - first <= (1 if many else MOST_UNROLLED_STEPS) and not (rematerialize and differentiable):
         for index in range(first, last):
             carry = step(constants, carry, index)
         return carry

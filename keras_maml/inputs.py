@@ -31,7 +31,9 @@ def check_shapes(x, y=None, sample_weight=None, model=None):
         raise ValueError(f"`domain` must be one tensor (tasks,). Received: {_shapes(domain)}.")
     x = {name: value for name, value in x.items() if name != "domain"}
     tasks = _agree("tasks (axis 0)", 0, {**x, "y": y, "sample_weight": sample_weight})
-    if tasks == 0:
+    context = tf.distribute.get_replica_context()
+    # Of a last batch a replica may have no task.
+    if tasks == 0 and (context is None or context.num_replicas_in_sync == 1):
         raise ValueError("The batch holds no task: axis 0 of every tensor has length 0.")
     supports = {k: x.get(k) for k in ("support_x", "support_y", "support_weight")}
     queries = {"query_x": x["query_x"], "y": y, "sample_weight": sample_weight, "query_weight": x.get("query_weight")}

@@ -1,6 +1,5 @@
 """`MetaModel`: a Keras model whose call is a few-shot learner and whose `fit` is meta-learning."""
 
-import inspect
 import warnings
 
 import keras
@@ -9,10 +8,9 @@ import tensorflow as tf
 from keras_maml import algorithms, checks, export, inputs, mapping_choice
 from keras_maml import task_mapping as task_mappings
 from keras_maml.adaptation import Learner, PureModel, Task
-from keras_maml.batches import run_tasks
+from keras_maml.batches import mean_loss, run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
 from keras_maml.losses import TaskLoss
-from keras_maml.metrics import merge
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, check_names, fingerprint, split
 
@@ -49,6 +47,9 @@ class MetaModel(EpisodeModel):
         task_mapping: how the tasks run: `"auto"`, `"parallel"`, `"vectorized"`, `"unrolled"` or a `TaskMapping`.
         inner_loss: the loss of the inner steps, as in `compile`; default the compiled loss.
         log_before: whether logs also carry the loss and the metrics before adaptation, as `loss_before` and so on.
+        skip_non_finite: whether tasks whose loss or gradient is NaN or infinite are left out of all means, of
+            gradients, state, loss and metrics, in `fit` and `evaluate`. Logs then carry their number, as
+            `non_finite_tasks`. If all tasks of a batch are left out, its gradient is 0.
         name: name of the model.
 
     Raises:
@@ -58,11 +59,21 @@ class MetaModel(EpisodeModel):
         - Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", arXiv:1703.03400
     """
 
-    def __init__(self, model, algorithm="maml", task_mapping="auto", inner_loss=None, log_before=False, name=None):
+    def __init__(
+        self,
+        model,
+        algorithm="maml",
+        task_mapping="auto",
+        inner_loss=None,
+        log_before=False,
+        skip_non_finite=False,
+        name=None,
+    ):
         if not isinstance(model, keras.Model) or isinstance(model, MetaModel):
             raise ValueError(f"`model` must be a `keras.Model` that is not a MetaModel itself. Received: {model!r}.")
         # Inputs, weights and inner updates stay in full precision under a global mixed policy; the model keeps its own.
-        super().__init__(log_before, name=name, dtype="float64" if model.variable_dtype == "float64" else "float32")
+        dtype = "float64" if model.variable_dtype == "float64" else "float32"
+        super().__init__(log_before, skip_non_finite, name=name, dtype=dtype)
         self.model = model
         self.algorithm = algorithms.get(algorithm)
         self.task_mapping = task_mapping
@@ -164,7 +175,7 @@ class MetaModel(EpisodeModel):
         steps = self.algorithm.evaluation_steps
         return self.algorithm.steps if steps is None else steps
 
-    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False):
+    def _run(self, one_task, x, y=None, sample_weight=None, variables=None, training=False, learns=False, copies=()):
         """See `batches.run_tasks`."""
         variables = inputs.values_of(self.trainable_variables, variables)
         learner = self._learner(training, self.algorithm.steps if training else self._evaluation_steps)
@@ -176,8 +187,13 @@ class MetaModel(EpisodeModel):
             variables,
             self.outer_step,
             learned=self.trainable_variables if learns else None,
-            log_before=self.log_before,
+            copies=copies,
+            skip_non_finite=self.skip_non_finite,
         )
+
+    @property
+    def _copies(self):
+        return ("before",) if self.log_before else ()
 
     def _mapping_for(self, variables, eager=None):
         eager = tf.executing_eagerly() if eager is None else eager
@@ -285,7 +301,7 @@ class MetaModel(EpisodeModel):
         self._assert_compile_called("meta_gradients")
         stacked, gradients, _ = self._learn(x, y, sample_weight, variables)
         self.outer_step.assign_add(1)
-        return tf.reduce_mean(stacked["loss"]), stacked["predictions"], gradients
+        return mean_loss(stacked), stacked["predictions"], gradients
 
     def _learn(self, x, y, sample_weight=None, variables=None):
         self._prepare(x, y, sample_weight)
@@ -309,7 +325,7 @@ class MetaModel(EpisodeModel):
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
             return stacked, list(result.gradients), result.state
 
-        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True)
+        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True, copies=self._copies)
 
     def _before_task(self, task, variables):
         if not self.log_before:
@@ -322,7 +338,7 @@ class MetaModel(EpisodeModel):
         """One outer update."""
         x, y, sample_weight = inputs.unpack(data)
         stacked, gradients, updates = self._learn(x, y, sample_weight)
-        share = share_of_tasks(tf.shape(stacked["loss"])[0])
+        share = share_of_tasks(stacked)
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.
         gradients = scaled(gradients, self.optimizer.scale_loss(tf.ones([])) * share)
         self.optimizer.apply(gradients, self.trainable_variables)
@@ -340,38 +356,11 @@ class MetaModel(EpisodeModel):
             loss, predictions, _ = task.loss(params, state, on="query")
             return {"predictions": predictions, "loss": loss, **self._before_task(task, variables)}, (), ()
 
-        return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight)[0])
-
-    def compile(self, *args, **kwargs):
-        """As `keras.Model.compile`. The loss must have a reduction: a task's loss is one number.
-
-        `jit_compile="auto"` compiles what `explain_task_mapping` says, `False` nothing. It stays off for models with
-        max-pooling over overlapping or padded windows, whose second derivatives XLA rounds to bfloat16.
-        """
-        bound = inspect.signature(super().compile).bind(*args, **kwargs)
-        arguments = bound.arguments
-        task_loss = TaskLoss(arguments.get("loss"), arguments.get("loss_weights"))
-        asked = self._jit_compile_asked = arguments.get("jit_compile", "auto")
-        arguments["jit_compile"] = checks.jit_compile(self.model, asked, self.meta_gradient.second_order)
-        super().compile(*bound.args, **bound.kwargs)
-        self._task_loss = task_loss
-        if self._before is not None:
-            self._before.compile(arguments.get("metrics"), arguments.get("weighted_metrics"))
-
-    def compile_from_config(self, config):
-        # Keras's own refuses a model whose `compile` is not Keras's.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None and self.built:
-            self.optimizer.build(self.trainable_variables)
+        return self._report(y, sample_weight, self._run(one_task, x, y, sample_weight, copies=self._copies)[0])
 
     def _label_limit(self, loss=None):
         loss = loss or self._inner_task_loss or self._task_loss
         return loss and loss.label_limit(self._output_shape)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The loss of given predictions, `(T, Q, ...)`, all queries taken for one task; no regularisation losses."""
-        merged = [None if part is None else tf.nest.map_structure(merge, part) for part in (y, y_pred, sample_weight)]
-        return self._task_loss(*merged)
 
     def get_config(self):
         mapping = self.task_mapping
@@ -382,6 +371,7 @@ class MetaModel(EpisodeModel):
             "task_mapping": mapping if isinstance(mapping, str) else keras.saving.serialize_keras_object(mapping),
             "inner_loss": keras.saving.serialize_keras_object(self.inner_loss),
             "log_before": self.log_before,
+            "skip_non_finite": self.skip_non_finite,
             "name": self.name,
         }
 

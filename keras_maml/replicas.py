@@ -3,13 +3,19 @@
 import tensorflow as tf
 
 
-def share_of_tasks(tasks):
-    """Share of a batch's tasks that this replica has; of a last batch it may have fewer than others, or none."""
+def share_of_tasks(stacked):
+    """Share of a batch's tasks that this replica has; of a last batch it may have fewer than others, or none.
+
+    Args:
+        stacked: what the tasks stacked; skipped ones do not count.
+    """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tf.ones([])
-    tasks = tf.cast(tasks, tf.float32)
-    return tasks / context.all_reduce(tf.distribute.ReduceOp.SUM, tasks)
+    counted = tf.math.count_nonzero(stacked["finite"]) if "finite" in stacked else tf.shape(stacked["loss"])[0]
+    tasks = tf.cast(counted, tf.float32)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, tasks)
+    return tf.where(total > 0, tf.math.divide_no_nan(tasks, total), 1 / context.num_replicas_in_sync)
 
 
 def scaled(tensors, factor):

@@ -1,261 +1,173 @@
-"""Runs that go on where they were stopped.
-
-Batch number n of the episodes here holds n itself, so that what a run has learned from can be read off.
-"""
-
-import json
-import signal
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_maml
-from keras_maml import callbacks, episodes
+from keras_maml.callbacks import AdaptationCurve, NonFiniteTasks
+
+FIXED = keras_maml.episodes.fixed
 
 
-def numbered(batches=None, start=0):
-    """Episodes of one task, whose supports and queries are all the number of the episode."""
-
-    def episode(seed, index):
-        x = tf.cast(index, tf.float32)[:, None, None]
-        return {"support_x": x, "support_y": x, "query_x": x}, x
-
-    return episodes.from_function(episode, tasks=1, seed=0, batches=batches, start=start)
-
-
-class Recorder(keras_maml.MetaModel):
-    """A MetaModel that lists the batches it learns from."""
-
-    def train_step(self, data):
-        tf.py_function(lambda number: self.seen.append(int(number)), [data[0]["support_x"][0, 0, 0]], [])
-        return super().train_step(data)
-
-
-class Interruption(Exception):
-    pass
-
-
-class Interrupt(keras.callbacks.Callback):
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def on_train_batch_end(self, batch, logs=None):
-        if len(self.model.seen) >= self.after:
-            raise Interruption
-
-
-def recorder(steps_per_execution=1, outer_step=0):
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    meta_model = Recorder(model, keras_maml.FOMAML(1e-4, 1), "parallel")
-    meta_model.compile("sgd", "mse", steps_per_execution=steps_per_execution)
-    meta_model.outer_step.assign(outer_step)
+def compiled(learning_rate=0.01, **arguments):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate, 1), **arguments)
+    meta_model.compile("adam", "mse", metrics=["mae"])
     return meta_model
 
 
-def batches_seen(meta_model, data, folder, interrupt=None, save_freq="epoch", **kwargs):
-    """What one run learns from, with a backup in `folder`; it stops after `interrupt` batches, if not `None`."""
-    meta_model.seen = []
-    backup = keras.callbacks.BackupAndRestore(folder, save_freq, delete_checkpoint=kwargs.pop("delete", True))
-    stop = [] if interrupt is None else [Interrupt(interrupt)]
-    try:
-        meta_model.fit(data, callbacks=[backup, *stop], verbose=0, **kwargs)
-        assert interrupt is None
-    except Interruption:
-        pass
-    return meta_model.seen
+def waves(seed=0, tasks=4):
+    return keras_maml.datasets.sinusoid(shots=5, queries=5, tasks=tasks, seed=seed)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
-def test_infinite_episodes_go_on(tmp_path, steps_per_execution):
-    # Two batches an epoch are backed up; the fifth and sixth are lost with the run, and come again.
-    arguments = {"folder": tmp_path, "epochs": 4, "steps_per_epoch": 4}
-    first = batches_seen(recorder(steps_per_execution), numbered(), interrupt=6, **arguments)
-    second = batches_seen(recorder(steps_per_execution), numbered(), **arguments)
-    assert first == list(range(6))
-    assert second == list(range(4, 16))
+class Recorder(keras.callbacks.Callback):
+    """Keeps the logs that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.logs.append(dict(logs))
 
 
-def test_infinite_episodes_go_on_within_an_epoch(tmp_path):
-    # Backed up after batches 3 and 6. Keras runs the epoch that was interrupted, the second, in full: 3 epochs of 4.
-    arguments = {"folder": tmp_path, "save_freq": 3, "epochs": 4, "steps_per_epoch": 4}
-    first = batches_seen(recorder(), numbered(), interrupt=7, **arguments)
-    second = batches_seen(recorder(), numbered(), **arguments)
-    assert first == list(range(7))
-    assert second == list(range(6, 18))
+class TestAdaptationCurve:
+    def test_logs_what_the_report_says(self):
+        meta_model, recorder = compiled(), Recorder()
+        curve = AdaptationCurve(waves(FIXED(12)), tasks=12, steps=(0, 2))
+        # `fit` runs it before the recorder, though it stands behind.
+        history = meta_model.fit(
+            waves(), steps_per_epoch=2, epochs=2, verbose=0, callbacks=[recorder, curve]
+        ).history
+        report = keras_maml.evaluate_episodes(meta_model, waves(FIXED(12)), tasks=12, steps=(0, 2), verbose=0)
+        for name in ("loss", "mae"):
+            for steps in (0, 2):
+                logged = history[f"{name}_after_{steps}"]
+                assert len(logged) == 2
+                np.testing.assert_allclose(logged[1], report.summary(name, steps).mean, rtol=1e-6)
+                assert recorder.logs[1][f"{name}_after_{steps}"] == logged[1]
+                assert logged[0] != logged[1]
+        np.testing.assert_array_equal(curve.reports[1].episodes, curve.reports[0].episodes)
+
+    def test_every_other_epoch_and_the_last(self):
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=0, every=2)
+        compiled().fit(waves(), steps_per_epoch=1, epochs=5, verbose=0, callbacks=[curve])
+        assert list(curve.reports) == [0, 2, 4]
+
+    def test_the_last_epoch_is_judged_and_files_have_it(self, tmp_path):
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=0, every=3)
+        log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        compiled().fit(waves(), steps_per_epoch=1, epochs=5, verbose=0, callbacks=[log, curve])
+        assert list(curve.reports) == [0, 3, 4]
+        header, *rows = [line.split(",") for line in (tmp_path / "log.csv").read_text().splitlines()]
+        column = [row[header.index("mae_after_0")] for row in rows]
+        assert [value == "NA" for value in column] == [False, True, True, False, False]
+
+    def test_others_can_monitor_it(self):
+        stop = keras.callbacks.EarlyStopping(monitor="loss_after_1", mode="min", patience=0, min_delta=1e9)
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=1)
+        history = compiled().fit(waves(), steps_per_epoch=1, epochs=4, verbose=0, callbacks=[stop, curve])
+        assert len(history.epoch) == 2  # the second is no such improvement
+
+    def test_tensorboard_has_it(self, tmp_path):
+        board = keras.callbacks.TensorBoard(tmp_path)
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=1)
+        compiled().fit(waves(), steps_per_epoch=1, epochs=1, verbose=0, callbacks=[board, curve])
+        tags = set()
+        for file in tmp_path.rglob("events*"):
+            for event in tf.compat.v1.train.summary_iterator(str(file)):
+                tags |= {value.tag for value in event.summary.value}
+        assert "epoch_mae_after_1" in tags
+
+    def test_a_training_run_is_the_same_with_it(self):
+        plain, judged = compiled(), compiled()
+        plain.fit(waves(), steps_per_epoch=3, epochs=2, verbose=0)
+        curve = AdaptationCurve(waves(FIXED(4)), tasks=4, steps=(0, 3))
+        judged.fit(waves(), steps_per_epoch=3, epochs=2, verbose=0, callbacks=[curve])
+        for one, other in zip(plain.weights, judged.weights, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    def test_fresh_episodes_and_bad_arguments_are_refused(self):
+        with pytest.raises(ValueError, match="`episodes` has `seed=None`"):
+            AdaptationCurve(waves(None))
+        with pytest.raises(ValueError, match="`every` must be an integer of at least 1"):
+            AdaptationCurve(waves(1), every=0)
+        with pytest.raises(ValueError, match="`steps` must be numbers of inner steps"):
+            AdaptationCurve(waves(1), steps=-1)
+        short = AdaptationCurve(waves(FIXED(8)), tasks=9)
+        with pytest.raises(ValueError, match="gave 8 tasks, and tasks=9 were asked for"):  # before any step
+            compiled().fit(waves(), steps_per_epoch=10**9, verbose=0, callbacks=[short])
 
 
-def test_finite_episodes_go_on(tmp_path):
-    arguments = {"folder": tmp_path, "epochs": 3}
-    first = batches_seen(recorder(), numbered(batches=4), interrupt=6, **arguments)
-    second = batches_seen(recorder(), numbered(batches=4), **arguments)
-    assert first == [0, 1, 2, 3, 0, 1]
-    assert second == [0, 1, 2, 3] * 2
+def some_bad(bad_of_batch):
+    """Batches of 4 tasks, of which some have numbers whose squares overflow."""
+
+    def generate():
+        for batch, (x, y) in enumerate(waves().as_numpy_iterator()):
+            support_y = x["support_y"].copy()
+            support_y[: bad_of_batch(batch)] = 1e30
+            yield {**x, "support_y": support_y}, y
+
+    return tf.data.Dataset.from_generator(generate, output_signature=waves().element_spec)
 
 
-def test_finite_episodes_go_round(tmp_path, recwarn):
-    # Within an epoch: after batch 6 of 4 + 4 the next is number 2, and an epoch has 4 batches still.
-    arguments = {"folder": tmp_path, "save_freq": 3, "epochs": 3}
-    batches_seen(recorder(), numbered(batches=4), interrupt=7, **arguments)
-    assert batches_seen(recorder(), numbered(batches=4), **arguments) == [2, 3, 0, 1] * 2
-    assert not [w for w in recwarn if "ran out of data" in str(w.message)]
+class TestNonFiniteTasks:
+    @pytest.mark.parametrize("share, batches", [(0.2, 3), (0.3, 8)])
+    def test_stops_above_a_share(self, share, batches):
+        meta_model, recorder = compiled(skip_non_finite=True), Recorder()
+        seen = []
+        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+        arguments = {"steps_per_epoch": 8, "epochs": 1, "verbose": 0}
+        callbacks = [NonFiniteTasks(share, tasks=12), count, recorder]
+        data = some_bad(lambda batch: 1)  # a quarter of all tasks
+        if share < 0.25:
+            with pytest.warns(UserWarning, match="3 of 12 tasks .25 %. had a loss or gradient"):
+                meta_model.fit(data, callbacks=callbacks, **arguments)
+        else:
+            meta_model.fit(data, callbacks=callbacks, **arguments)
+        assert len(seen) == batches
+        assert recorder.logs[0]["non_finite_tasks"] == batches
+        assert all(np.isfinite(weight).all() for weight in meta_model.weights)
 
+    def test_few_tasks_are_judged_at_the_end_of_the_epoch(self):
+        meta_model = compiled(skip_non_finite=True)
+        with pytest.warns(UserWarning, match="2 of 8 tasks"):
+            history = meta_model.fit(
+                some_bad(lambda batch: 1), steps_per_epoch=2, epochs=3, verbose=0, callbacks=[NonFiniteTasks(0.1)]
+            )
+        assert len(history.epoch) == 1
 
-def test_finite_episodes_in_epochs_of_other_length(tmp_path, recwarn):
-    # Two epochs of 3 for each pass over 6; stopped in the fourth epoch, after 9 batches.
-    arguments = {"folder": tmp_path, "epochs": 6, "steps_per_epoch": 3}
-    batches_seen(recorder(), numbered(batches=6), interrupt=10, **arguments)
-    assert batches_seen(recorder(), numbered(batches=6), **arguments) == [3, 4, 5, 0, 1, 2, 3, 4, 5]
-    assert not [w for w in recwarn if "ran out of data" in str(w.message)]
+    def test_the_share_is_that_of_an_epoch(self):
+        # All tasks of the first batch of each epoch but the first are bad, a fifth of an epoch.
+        data = some_bad(lambda batch: 4 if batch and batch % 5 == 0 else 0)
+        callback = NonFiniteTasks(0.21, tasks=20)
+        history = compiled(skip_non_finite=True).fit(
+            data, steps_per_epoch=5, epochs=3, verbose=0, callbacks=[callback]
+        )
+        assert history.history["non_finite_tasks"] == [0, 4, 4]
 
+    def test_validation_counts_by_itself(self):
+        """Validation, which counts anew, runs before the logs of training are read."""
+        x, y = next(iter(some_bad(lambda batch: 4)))
+        bad = tf.data.Dataset.from_tensors((x, y)).repeat(2)
+        meta_model = compiled(skip_non_finite=True)
+        arguments = {"steps_per_epoch": 5, "epochs": 1, "verbose": 0, "callbacks": [NonFiniteTasks(0.5)]}
+        history = meta_model.fit(some_bad(lambda batch: 1), validation_data=bad, **arguments).history
+        assert history["non_finite_tasks"] == [5] and history["val_non_finite_tasks"] == [8]
+        assert np.isnan(history["val_loss"]) and np.isfinite(history["loss"])
+        assert not meta_model.stop_training
 
-def test_episodes_of_unknown_number_go_on(tmp_path):
-    data = numbered(batches=20).filter(lambda *_: True)
-    assert data.cardinality() == tf.data.UNKNOWN_CARDINALITY
-    arguments = {"folder": tmp_path, "epochs": 3, "steps_per_epoch": 4}
-    batches_seen(recorder(), data, interrupt=6, **arguments)
-    assert batches_seen(recorder(), data, **arguments) == list(range(4, 12))
+    def test_without_skipping_it_stops_at_the_first(self):
+        meta_model = compiled()
+        with pytest.warns(UserWarning, match="after batch 2 of the epoch.*skip_non_finite=True"):
+            meta_model.fit(
+                some_bad(lambda batch: int(batch == 2)), steps_per_epoch=9, epochs=2, verbose=0,
+                callbacks=[NonFiniteTasks()],
+            )
+        assert int(meta_model.outer_step) == 3
 
-
-@pytest.mark.filterwarnings("ignore:.*ran out of data")
-def test_episodes_of_unknown_number_end(tmp_path):
-    # Six batches in epochs of 2: where they end, Keras makes an epoch of none and begins anew. Then nothing is skipped.
-    data = numbered(batches=6).filter(lambda *_: True)
-    arguments = {"folder": tmp_path, "epochs": 6, "steps_per_epoch": 2}
-    batches_seen(recorder(), data, interrupt=5, **arguments)
-    assert batches_seen(recorder(), data, **arguments)[:4] == [4, 5, 0, 1]
-
-
-@pytest.mark.filterwarnings("ignore:.*ran out of data")
-def test_whole_passes_of_unknown_length_go_on(tmp_path):
-    data = numbered(batches=4).filter(lambda *_: True)
-    batches_seen(recorder(), data, tmp_path, interrupt=6, epochs=3)
-    assert batches_seen(recorder(), data, tmp_path, epochs=3) == [0, 1, 2, 3] * 2
-
-
-def test_the_same_object_goes_on(tmp_path):
-    # As in a notebook: the counter of batches stands at 6 when `fit` is called anew, and is put back to 4.
-    meta_model, arguments = recorder(), {"folder": tmp_path, "epochs": 4, "steps_per_epoch": 4}
-    batches_seen(meta_model, numbered(), interrupt=6, **arguments)
-    assert batches_seen(meta_model, numbered(), **arguments) == list(range(4, 16))
-
-
-def test_a_finished_run_goes_on_for_more_epochs(tmp_path):
-    meta_model, arguments = recorder(), {"folder": tmp_path, "steps_per_epoch": 3, "delete": False}
-    assert batches_seen(meta_model, numbered(), epochs=2, **arguments) == list(range(6))
-    assert batches_seen(meta_model, numbered(), epochs=3, **arguments) == [6, 7, 8]
-    assert batches_seen(recorder(), numbered(), epochs=4, **arguments) == [9, 10, 11]
-
-
-def test_a_new_run_begins_at_the_beginning(tmp_path):
-    meta_model = recorder()
-    for _ in range(2):  # the backup of the first is gone when it ends
-        assert batches_seen(meta_model, numbered(), tmp_path, epochs=2, steps_per_epoch=2) == [0, 1, 2, 3]
-
-
-def test_training_before_the_run_does_not_count(tmp_path):
-    arguments = {"folder": tmp_path, "epochs": 2, "steps_per_epoch": 4}
-    batches_seen(recorder(outer_step=100), numbered(), interrupt=6, **arguments)
-    assert batches_seen(recorder(outer_step=100), numbered(), **arguments) == [4, 5, 6, 7]
-
-
-def test_without_backup_nothing_is_changed(tmp_path):
-    stop = keras.callbacks.TerminateOnNaN()
-    backup = keras.callbacks.BackupAndRestore(tmp_path)
-    arrays = np.ones((3, 1))
-    for data, listed in ((numbered(), None), (numbered(), stop), (numbered(), [stop]), (arrays, backup)):
-        arguments = {"x": data, "callbacks": listed}
-        callbacks.resume_episodes(recorder(), arguments, {})
-        assert arguments["x"] is data
-        assert arguments["callbacks"] is listed
-
-
-# ------------------------------------------------------------------------------------------------- a process is killed
-
-# `python -c TRAIN folder save_freq batches` trains, and is killed after so many batches; -1 stands for the process that
-# goes on with both runs. Adam, dropout and moving moments each have a state of their own.
-TRAIN = """
-import json, os, signal, sys
-import keras, numpy as np, tensorflow as tf
-import keras_maml
-
-class Writer(keras_maml.MetaModel):
-    def train_step(self, data):
-        def write(x):
-            with open(self.file, "a") as file:
-                file.write(json.dumps(float(x)) + "\\n")
-        tf.py_function(write, [data[0]["support_x"][0, 0, 0]], [])
-        return super().train_step(data)
-
-class Kill(keras.callbacks.Callback):
-    left = int(sys.argv[3])
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-def run(folder, save_freq):
-    keras.utils.set_random_seed(1)
-    layers = keras.layers.Dense(8, "tanh"), keras_maml.layers.BatchNormalization("moving"), keras.layers.Dropout(0.5)
-    model = keras.Sequential([keras.Input((1,)), *layers, keras.layers.Dense(1)])
-    meta_model = Writer(model, keras_maml.FOMAML(0.01, 1), "parallel")
-    meta_model.compile("adam", "mse")
-    meta_model.file = folder + ".txt"
-    backup = [keras.callbacks.BackupAndRestore(folder, save_freq)] if folder != "whole" else []
-    train = keras_maml.datasets.sinusoid(shots=4, queries=4, tasks=2, seed=0)
-    meta_model.fit(train, epochs=4, steps_per_epoch=5, callbacks=[*backup, Kill()], verbose=0)
-    return {str(i): v.numpy() for i, v in enumerate([*meta_model.variables, *meta_model.optimizer.variables])}
-
-if Kill.left > 0:
-    run(sys.argv[1], "epoch" if sys.argv[2] == "epoch" else int(sys.argv[2]))
-else:
-    for name, save_freq in (("whole", None), ("by_epoch", "epoch"), ("by_batch", 3)):
-        np.savez(name + ".npz", **run(name, save_freq))
-"""
-
-
-def start(folder, *arguments):
-    return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], cwd=folder, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """Two runs that were killed after 13 batches, and then, in another process, went on; and one that was left alone.
-
-    Returns:
-        `(seen, weights)`: the first support of every batch, and the weights at the end, of `"whole"`, `"by_epoch"` and
-        `"by_batch"`.
-    """
-    folder = tmp_path_factory.mktemp("killed")
-    victims = [start(folder, "by_epoch", "epoch", "13"), start(folder, "by_batch", "3", "13")]
-    for victim in victims:
-        _, errors = victim.communicate()
-        assert victim.returncode == -signal.SIGKILL, errors[-3000:]
-    last = start(folder, "", "", "-1")
-    _, errors = last.communicate()
-    assert last.returncode == 0, errors[-3000:]
-    names = "whole", "by_epoch", "by_batch"
-    seen = {name: [json.loads(line) for line in (folder / f"{name}.txt").read_text().splitlines()] for name in names}
-    return seen, {name: dict(np.load(folder / f"{name}.npz")) for name in names}
-
-
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(killed):
-    seen, weights = killed
-    # Backed up after 10 batches, killed after 13.
-    assert seen["by_epoch"] == seen["whole"][:13] + seen["whole"][10:]
-    assert len(seen["whole"]) == len(set(seen["whole"])) == 20
-    assert len(weights["whole"]) > 20
-    for name, value in weights["whole"].items():
-        np.testing.assert_allclose(weights["by_epoch"][name], value, rtol=1e-6, atol=1e-6, err_msg=name)
-
-
-def test_a_run_killed_within_an_epoch_repeats_no_episode(killed):
-    # Backed up after 12 batches, killed after 13. Keras runs the third epoch anew: 10 batches more.
-    seen, _ = killed
-    data = keras_maml.datasets.sinusoid(shots=4, queries=4, tasks=2, seed=0, batches=22)
-    expected = [float(x["support_x"][0, 0, 0]) for x, _ in data]
-    assert seen["by_batch"] == expected[:13] + expected[12:]
+    @pytest.mark.parametrize("arguments", [{"share": 1.0}, {"share": -0.1}, {"share": True}, {"tasks": 0}])
+    def test_bad_arguments(self, arguments):
+        with pytest.raises(ValueError, match="Received"):
+            NonFiniteTasks(**arguments)

@@ -124,6 +124,23 @@ def resumed(strategy, folder, *interrupt):
         return resumed(strategy, folder)
     return [v.numpy() for v in meta_model.variables]
 
+def skipped(strategy):
+    """Weights and logs where tasks overflow: both of the first replica, one of the second, all."""
+    with strategy.scope():
+        made = keras.Sequential([keras.Input((6, 6, 1)), layers.Flatten(), layers.Dense(WAYS)])
+        made.layers[-1].kernel.assign(np.random.default_rng(0).normal(size=(36, WAYS)))
+        model_of_tasks = keras_maml.MetaModel(made, keras_maml.FOMAML(0.1, 1), skip_non_finite=True)
+        model_of_tasks.compile(keras.optimizers.SGD(2.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = next(iter(episodes(12).unbatch().batch(12)))
+    bad = np.zeros((12, 1, 1, 1, 1), bool)
+    bad[[0, 1, 6, 8, 9, 10, 11]] = True
+    x = {**x, "support_x": tf.where(bad, tf.constant(3e38), x["support_x"])}
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    history = model_of_tasks.fit(data, verbose=0, shuffle=False).history
+    found = model_of_tasks.evaluate(data, verbose=0, return_dict=True)
+    logs = {**{k: v[0] for k, v in history.items()}, **{f"test_{k}": v for k, v in found.items()}}
+    return [v.numpy() for v in model_of_tasks.variables], logs
+
 answers = {}
 one = tf.distribute.get_strategy()
 two = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -132,6 +149,7 @@ folder = sys.argv[1]
 for name in cases:
     answers[name] = run(one, name), run(two, name, folder + "/" + name)
 answers["masked"] = masked_predictions(one), masked_predictions(two)
+answers["skipped"] = [skipped(strategy) for strategy in (one, two)]
 answers["resumed"] = resumed(two, folder + "/whole"), resumed(two, folder + "/parts", Interrupt())
 pickle.dump(answers, open(folder + "/answers.pickle", "wb"))
 '''
@@ -186,3 +204,14 @@ def test_an_interrupted_run_goes_on_with_its_episodes(answers):
     whole, parts = answers["resumed"]
     for expected, value in zip(whole, parts, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_tasks_that_are_not_finite_are_skipped_on_every_replica(answers):
+    (weights, logs), (expected, expected_logs) = answers["skipped"]
+    assert logs["non_finite_tasks"] == logs["test_non_finite_tasks"] == 7
+    assert logs.keys() == expected_logs.keys()
+    for name, value in expected_logs.items():
+        np.testing.assert_allclose(logs[name], value, rtol=1e-5, err_msg=name)
+    for value, other in zip(weights, expected, strict=True):
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)

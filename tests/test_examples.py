@@ -44,3 +44,36 @@ def test_serve_saved_model():
     differences = re.findall(r"greatest difference of single requests ([\d.e+-]+)", printed)
     assert len(differences) == 3
     assert max(map(float, differences)) < 1e-5
+
+
+def test_tune_judges_the_best_of_its_trials(tmp_path):
+    pytest.importorskip("keras_tuner")
+    printed = run("tune.py", "--trials", 2, "--iterations", 200, "--evaluation-tasks", 100, "--output-dir", tmp_path)
+    table = re.search(r"^learning rate  steps  validation loss  best epoch\n((?: .*\n)+)", printed, re.M)[1]
+    rows = [row.split() for row in table.splitlines()]
+    losses = [float(row[2]) for row in rows]
+    assert len(rows) == 2 and losses == sorted(losses)
+    assert f"best: learning_rate={rows[0][0]}, steps={rows[0][1]}\n" in printed
+    # The report is of the best trial, at the end of its best epoch of 50 outer steps, on waves of its own.
+    assert re.search(rf"^training steps +{rows[0][1]}$", printed, re.M)
+    assert re.search(rf"^outer steps +{50 * int(rows[0][3])}$", printed, re.M)
+    assert re.search(r"^seed +fixed\(100, seed=1\)$", printed, re.M)
+
+
+# Nothing is needed before the message, so what takes seconds to import is stood in for.
+WITHOUT_KERAS_TUNER = """
+import runpy, sys, types
+
+for name in ("keras", "quickstart", "keras_maml", "keras_maml.episodes"):
+    sys.modules[name] = types.SimpleNamespace(fixed=None)
+sys.modules["keras_tuner"] = None
+sys.argv = ["tune.py"]
+runpy.run_path("tune.py", run_name="__main__")
+"""
+
+
+def test_tune_says_what_is_missing():
+    command = [sys.executable, "-c", WITHOUT_KERAS_TUNER]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES)
+    assert done.returncode == 1
+    assert done.stderr == 'KerasTuner is missing. Install it by `pip install "keras-maml[tuner]"`.\n'

@@ -106,3 +106,24 @@ def test_a_mask_goes_with_the_inputs_of_a_loop():
         gradients.append(step({"support_x": x, "support_y": y, "query_x": x}, y)[2])
     for actual, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_stations_of_a_long_evaluation_are_loops():
+    """Steps that are some of many are traced once for each stretch of them, with the values of unrolled steps."""
+    traced = []
+
+    def step(constants, carry, index):
+        traced.append(index)
+        return [0.5 * carry[0] + constants[0]]
+
+    for first, last in ((0, 4), (4, 8)):
+        looped = repeat(step, [tf.constant(1.0)], [tf.constant(3.0)], first, last, False, many=True)
+        np.testing.assert_allclose(looped[0], 0.5**4 * 3.0 + 1.875)  # 1 + 1/2 + 1/4 + 1/8
+
+    @tf.function
+    def evaluated():
+        traced.clear()
+        return repeat(step, [tf.constant(1.0)], [tf.constant(3.0)], 0, 9, False, many=True)
+
+    evaluated()
+    assert len(traced) == 1

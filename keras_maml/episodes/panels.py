@@ -61,15 +61,24 @@ def new_figure(width, height):
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('matplotlib is not installed: pip install "keras-maml[plots]"') from error
-    figure = Figure((width, height), dpi=120)
+    figure = figure_class()((width, height), dpi=120)
     sheet = figure.add_axes((0, 0, 1, 1))
     sheet.set(xlim=(0, width), ylim=(height, 0))
     sheet.axis("off")
     return figure, sheet
+
+
+def figure_class():
+    """matplotlib's `Figure`: one that is made by itself is of no window, and of no state of pyplot's.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib is not installed: pip install "keras-maml[plots]"') from error
+    return Figure
 
 
 def _axes(figure, left, top, width, height):
@@ -260,14 +269,21 @@ class Curves:
 
     def draw(self, figure, sheet, left, top, task):
         axes = _axes(figure, left + 0.55, top + 0.25, self.width - 0.65, self.tall - 0.72)
-        x = {part: getattr(task, part).x.reshape(-1, self.numbers)[:, 0] for part in HEADINGS}
-        style = {"markersize": 7, "markeredgecolor": "white", "zorder": 3}
-        axes.plot(x["support"], task.support.values, "o", color=SUPPORT, label="supports", **style)
-        axes.plot(x["query"], task.query.values, ".", color=QUERY, markersize=5, label="queries")
-        if self.numbers == 1:
-            order = np.argsort(x["query"], kind="stable")
-            axes.plot(x["query"][order], task.query.values[order], "-", color=QUERY, linewidth=0.8, alpha=0.4)
-        _finish(axes, "x" if self.numbers == 1 else "x[0]", "y" if task.outputs == 1 else "y[0]")
+        draw_points(axes, task)
+        _finish(axes, axes.get_xlabel(), axes.get_ylabel())
+
+
+def draw_points(axes, task):
+    """Targets over the first number of x, supports before queries, with names of the axes."""
+    numbers = int(np.prod(task.support.x.shape[1:]))
+    x = {part: getattr(task, part).x.reshape(-1, numbers)[:, 0] for part in HEADINGS}
+    style = {"markersize": 7, "markeredgecolor": "white", "zorder": 3}
+    axes.plot(x["support"], task.support.values, "o", color=SUPPORT, label="supports", **style)
+    axes.plot(x["query"], task.query.values, ".", color=QUERY, markersize=5, label="queries")
+    if numbers == 1:
+        order = np.argsort(x["query"], kind="stable")
+        axes.plot(x["query"][order], task.query.values[order], "-", color=QUERY, linewidth=0.8, alpha=0.4)
+    axes.set(xlabel="x" if numbers == 1 else "x[0]", ylabel="y" if task.outputs == 1 else "y[0]")
 
 
 class Points:

@@ -41,9 +41,24 @@ def plot(batch, tasks=2, path=None, decode=None, names=None):
     """
     check_whole(1, tasks=tasks)
     (found,) = read_batches(batch, 1)
+    figure = picture(found, range(min(tasks, found.tasks)), domain_names(batch), decode, names)
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def picture(found, which, domains=(), decode=None, names=None):
+    """A figure of some tasks; its first axes cover all of it and measure inches from the upper left corner.
+
+    Args:
+        found: a `Batch`.
+        which: positions of tasks.
+        domains: names of the domains, as far as they are known.
+        decode, names: as for `plot`.
+    """
     text = _decoder(decode)
     path_of_input, leaves = _choose_input(found, decode)
-    drawn = _tasks(found, leaves, min(tasks, found.tasks), domain_names(batch), _namer(names))
+    drawn = tasks_of(found, leaves, which, domains, _namer(names))
     panel = _panel(drawn, leaves, text)
     columns = min(panel.columns, len(drawn))
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
@@ -62,18 +77,25 @@ def plot(batch, tasks=2, path=None, decode=None, names=None):
         top += step + MARGIN
     for number, line in enumerate(lines):
         sheet.text(MARGIN, top + LINE * number, line, size=8, color="0.4", va="center", parse_math=False)
-    if path is not None:
-        figure.savefig(path)
     return figure
 
 
-def _tasks(batch, leaves, count, domains, name):
+def tasks_of(batch, leaves, which, domains=(), name=str):
+    """Tasks of a batch, ready to draw: a list of `panels.Task`.
+
+    Args:
+        batch: a `Batch`.
+        leaves: arrays `(T, S, ...)` and `(T, Q, ...)`, the input to draw.
+        which: positions of tasks.
+        domains: names of the domains, as far as they are known.
+        name: label -> string.
+    """
     targets = [batch.support.targets, batch.query.targets]
     labels = class_labels(targets)
     outputs = 1 if labels is not None else targets[0][0, 0].size
     values = labels if labels is not None else [y.reshape(*y.shape[:2], -1)[..., 0] for y in targets]
     tasks = []
-    for t in range(count):
+    for t in which:
         parts, padding = [], []
         for part, x, value in zip((batch.support, batch.query), leaves, values, strict=True):
             parts.append(Shown(x[t][part.real[t]], value[t][part.real[t]]))
