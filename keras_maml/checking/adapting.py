@@ -80,11 +80,12 @@ def check_trial(meta_model, trial):
     tasks = len(before)
     # Losses may be negative.
     grown = int((~(after <= before) | ~(highest - before <= (MUCH - 1) * np.abs(before))).sum())
-    if not np.isfinite(before).all():
+    broken = int((~np.isfinite(before) | ~np.isfinite(trial.query[:, 0])).sum())
+    if broken:
         yield Finding(
             "not-finite-loss",
             "error",
-            f"The loss of {int((~np.isfinite(before)).sum())} of {tasks} tasks is NaN or infinite before any step.",
+            f"The loss of {broken} of {tasks} tasks is NaN or infinite before any step.",
             "Scale the inputs to about 1, and look at the initial weights and the loss.",
         )
     elif grown * 2 > tasks:
