@@ -186,8 +186,6 @@ def test_a_planted_fault_is_found(code):
     assert report.verdict in ("wrong", "doubtful")
     finding = report.findings[report.codes.index(code)]
     assert finding.message.endswith((".", "]")) or code in ("malformed-episodes", "refused")
-    with pytest.raises(ValueError, match=code):
-        keras_maml.check(meta_model, data, strict=True)
 
 
 def batch_of_waves():
@@ -383,6 +381,12 @@ def test_the_text_names_all():
     assert text.startswith("verdict: doubtful, 1 finding")
     for words in ("warning [mismatched-ways]", "never are the right answer", "conv2d", "task mapping", "query loss"):
         assert words in text.replace("\n    ", " "), text
+
+
+@pytest.mark.parametrize("code", ["leaked-queries", "mismatched-ways"])
+def test_strict_raises_errors_and_warnings(code):
+    with pytest.raises(ValueError, match=code):
+        keras_maml.check(*FAULTS[code](), strict=True)
 
 
 def test_what_is_no_meta_model_is_refused():
