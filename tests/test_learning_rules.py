@@ -23,7 +23,7 @@ from keras_maml.learning_rules import (
     ProximalSGD,
     RMSprop,
 )
-from keras_maml.protocols import describe_algorithm
+from keras_maml.protocols import describe_algorithm, describe_rate
 
 # Gradients of two parameters at steps 0, 1 and 2.
 GRADIENTS = [(2.0, -1.0), (4.0, 1.0), (0.0, 2.0)]
@@ -290,3 +290,5 @@ def test_a_schedule_is_kept_in_the_configuration():
     assert again.rule.learning_rate.get_config() == EXPONENTIAL.get_config()
     expected = "SGD(learning_rate=ExponentialDecay(initial_learning_rate=0.4, decay_steps=1, decay_rate=0.5)), Unrolled"
     assert describe_algorithm(algorithm) == expected
+    assert describe_rate(algorithm.rule) == expected[len("SGD(learning_rate=") : -len("), Unrolled")]
+    assert describe_rate(SGD(0.25)) == 0.25

@@ -12,7 +12,7 @@ class LearningRule(keras.layers.Layer):
 
     A rule is a Keras layer so that it may own weights (learned step sizes), which are meta-learned with those of the
     model. It sees the adapting parameters only. A new rule implements `step`, and `init` if it keeps a state from one
-    step to the next.
+    step to the next. `descend` makes its moves at the learning rate, or what a schedule says.
 
     Args:
         learning_rate: size of an inner step, positive, or a `LearningRateSchedule` of Keras, which is read at the
