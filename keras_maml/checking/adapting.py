@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_maml.adaptation import Task
 from keras_maml.checking.findings import Finding, VariableReport
+from keras_maml.protocols import describe_rate
 from keras_maml.selection import seed_variables
 
 MOST_TASKS = 4
@@ -73,7 +74,7 @@ def run(meta_model, tasks):
 def check_trial(meta_model, trial):
     """Findings of a `Trial`."""
     steps = meta_model.algorithm.steps
-    rate = getattr(meta_model.rule, "learning_rate", None)
+    rate = describe_rate(meta_model.rule)
     where = trial.stations.index(steps)
     before, after = trial.support[:, 0], trial.support[:, where]
     highest = trial.support[:, : where + 1].max(1)  # steps too large may throw the loss up, and down again
