@@ -146,7 +146,9 @@ def constant(y, predictions):
 
 FAULTS = {
     "not-finite-loss": lambda: (
-        made(keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(WAYS)])), changed(images(), huge),
+        # Sums of 64 pixels of up to 5e37 are infinite, whatever the seed.
+        made(keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(WAYS, "linear", True, "ones")])),
+        changed(images(), huge),
     ),
     "classes-without-support": lambda: (made(image_model()), changed(images(), unsupported)),
     "no-gradient": lambda: (made(image_model(), loss=constant), images()),
