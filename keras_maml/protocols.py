@@ -67,10 +67,15 @@ def sizes_of_tasks(x, y, sample_weight):
 
 def describe_algorithm(algorithm):
     """The parts of an algorithm in words."""
-    rule = {k: v for k, v in algorithm.rule.get_config().items() if k not in ("name", "dtype", "trainable")}
-    settings = ", ".join(f"{k}={v}" for k, v in rule.items() if v is not None)
-    parts = f"{type(algorithm.rule).__name__}({settings}), {type(algorithm.meta_gradient).__name__}"
+    parts = f"{_settings(algorithm.rule)}, {type(algorithm.meta_gradient).__name__}"
+    if algorithm.start is not None:
+        parts += f", starts from {_settings(algorithm.start)}"
     return parts if algorithm.layers is None else f"{parts}, adapts {_describe_layers(algorithm.layers)}"
+
+
+def _settings(part):
+    config = {k: v for k, v in part.get_config().items() if k not in ("name", "dtype", "trainable")}
+    return f"{type(part).__name__}({', '.join(f'{k}={v}' for k, v in config.items() if v is not None)})"
 
 
 def _describe_layers(layers):
