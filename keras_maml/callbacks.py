@@ -8,6 +8,7 @@ import keras
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.pipeline import Plan
 from keras_maml.evaluation import Evaluator, check_steps
+from keras_maml.protocols import describe_rate
 
 
 class AdaptationCurve(keras.callbacks.Callback):
@@ -125,7 +126,7 @@ class NonFiniteTasks(keras.callbacks.Callback):
             )
 
     def _stop(self, what):
-        rate = getattr(self.model.rule, "learning_rate", None)
+        rate = describe_rate(self.model.rule)
         warnings.warn(
             f"Training stops: {what}. Most often inner steps are too large (learning_rate={rate} here, "
             f"{self.model.algorithm.steps} steps): try a third of the rate, or `clipnorm=10` on the algorithm. "

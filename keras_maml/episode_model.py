@@ -190,7 +190,7 @@ class EpisodeModel(keras.Model):
             losses = {name: tf.where(weight, loss, 0) for name, loss in losses.items()}  # as 0 * NaN is NaN
         if self._before is not None:
             before = merged_examples(y, stacked["predictions_before"], sample_weight)
-            self._before.update(losses["loss_before"], weight, *before)
+            self._before.update(losses["loss_before"], *before, weight=weight)
         next(m for m in self.metrics if m.name == "loss").update_state(losses["loss"], sample_weight=weight)
         return self.compute_metrics(None, y, stacked["predictions"], sample_weight)
 

@@ -63,8 +63,8 @@ class MetaGradient(keras.layers.Layer):
             )
         if rule.learned:
             raise ValueError(
-                f"`{name}` gives no gradient for learned step sizes. Received: rule={type(rule).__name__}. Use a rule "
-                "without weights, such as `SGD`, or `Unrolled()`."
+                f"`{name}` gives no gradient for learned step sizes or other weights of a rule. Received: "
+                f"rule={type(rule).__name__}. Use a rule without weights, such as `SGD`, or `Unrolled()`."
             )
         if start is not None and not start.constant:
             raise ValueError(

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.losses import append_axes, keras_mask
+from keras_maml.task_mapping import Parallel
 
 
 def merge(tensor):
@@ -89,8 +90,8 @@ class BeforeAdaptation:
             self.reset()
         self._built = True
 
-    def update(self, losses, weight, y, predictions, sample_weight=None):
-        """Adds a batch: losses and weight `(T,)`, which may be `None`, the others `(examples, ...)`."""
+    def update(self, losses, y, predictions, sample_weight=None, weight=None):
+        """Adds a batch: losses `(T,)`, weight of tasks `(T,)` or `None`, the others `(examples, ...)`."""
         self._built = True
         self._loss.update_state(losses, sample_weight=weight)
         self._metrics.compute_metrics(None, y, predictions, sample_weight)
@@ -181,7 +182,10 @@ class MetricsOfTasks:
         if not names:
             return {}
         specs = [tf.TensorSpec((), tf.float32)] * len(names)
-        values = tf.map_fn(of_task, (y, predictions, weights, flat_masks), fn_output_signature=specs)
+        # Not `tf.map_fn`: where a metric raises in it, TensorFlow 2.21 leaves a caching device on the global variable
+        # scope, and the next `tf.distribute` strategy of the process fails.
+        episodes = y, predictions, weights, flat_masks
+        values, _ = Parallel()(lambda task, index: (of_task(task), ()), episodes, (specs, ()))
         return dict(zip(names, values, strict=True))
 
 

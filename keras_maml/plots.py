@@ -227,7 +227,7 @@ def plot_learned_rates(meta_model, ax=None):
         )
     variables = zip(meta_model.model.trainable_variables, meta_model.mask, strict=True)
     paths = [variable.path for variable, adapts in variables if adapts]
-    rates = [rate.numpy().ravel() for rate in rule.rates]
+    rates = [rate.numpy().ravel() for rate in rule.learned_rates()]
     draw = _rates_by_step if isinstance(rule, LayerwiseSGD) else _rates_by_variable
     return draw(ax, paths, rates, rule.learning_rate)
 

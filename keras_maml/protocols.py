@@ -67,15 +67,29 @@ def sizes_of_tasks(x, y, sample_weight):
 
 def describe_algorithm(algorithm):
     """The parts of an algorithm in words."""
-    parts = f"{_settings(algorithm.rule)}, {type(algorithm.meta_gradient).__name__}"
+    rule = _call(type(algorithm.rule).__name__, algorithm.rule.get_config())
+    parts = f"{rule}, {type(algorithm.meta_gradient).__name__}"
     if algorithm.start is not None:
-        parts += f", starts from {_settings(algorithm.start)}"
+        parts += f", starts from {_call(type(algorithm.start).__name__, algorithm.start.get_config())}"
     return parts if algorithm.layers is None else f"{parts}, adapts {_describe_layers(algorithm.layers)}"
 
 
-def _settings(part):
-    config = {k: v for k, v in part.get_config().items() if k not in ("name", "dtype", "trainable")}
-    return f"{type(part).__name__}({', '.join(f'{k}={v}' for k, v in config.items() if v is not None)})"
+def describe_rate(rule):
+    """The learning rate of a rule, a number or a schedule, in words; None where it has none."""
+    return _setting(rule.get_config().get("learning_rate"))
+
+
+def _call(name, config):
+    """`Name(setting=value, ...)`, without what is off."""
+    hidden = ("name", "dtype", "trainable")
+    shown = {k: v for k, v in config.items() if k not in hidden and v is not None and v is not False}
+    return f"{name}({', '.join(f'{k}={_setting(v)}' for k, v in shown.items())})"
+
+
+def _setting(value):
+    if isinstance(value, dict) and "class_name" in value:  # as Keras serializes an object
+        return _call(value["class_name"], value["config"])
+    return value
 
 
 def _describe_layers(layers):

@@ -115,7 +115,42 @@ def single():
     return {**x, "support_y": np.ones((2, 1, WAYS))}, np.zeros((2, 2, WAYS))
 
 
+def line():
+    """Two directions, one of which falls fast while the other grows slowly."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    model.layers[0].kernel.assign([[3.0], [0.1]])
+    return made(model, keras_maml.MAML(0.5, 1, 9), "mse")
+
+
+def line_episodes():
+    # Mean squares of x w over two supports: curvatures 2 and 2.2^2, so that steps of 0.5 give factors 0 and -1.42; the
+    # loss falls from 9 to 0.05, and after nine steps it is (2.2 * 0.1 * 1.42^9)^2 / 2 = 13.
+    x = np.array([[[2**0.5, 0.0], [0.0, 2.2]]], "float32")
+    y = np.zeros((1, 2, 1), "float32")
+    return {"support_x": x, "support_y": y, "query_x": x + 1}, y
+
+
+def huge(x, y):
+    x["support_x"] *= 5e37
+    x["query_x"] *= 5e37
+
+
+def unsupported(x, y):
+    x["support_y"][1] = [0, 1, 1]
+
+
+def constant(y, predictions):
+    """A loss with a gradient of 0."""
+    return tf.reduce_sum(0.0 * predictions, -1) + 1.0
+
+
 FAULTS = {
+    "not-finite-loss": lambda: (
+        made(keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(WAYS)])), changed(images(), huge),
+    ),
+    "classes-without-support": lambda: (made(image_model()), changed(images(), unsupported)),
+    "no-gradient": lambda: (made(image_model(), loss=constant), images()),
+    "evaluation-diverges": lambda: (line(), line_episodes()),
     "bilinear-resizing": lambda: (made(image_model(layers.UpSampling2D(interpolation="bilinear"))), images()),
     "rematerialised-layers": lambda: (made(rematerialised()), images()),
     "no-second-derivative": lambda: (made(image_model(layers.Activation("softsign"))), images()),
@@ -151,8 +186,6 @@ def test_a_planted_fault_is_found(code):
     assert report.verdict in ("wrong", "doubtful")
     finding = report.findings[report.codes.index(code)]
     assert finding.message.endswith((".", "]")) or code in ("malformed-episodes", "refused")
-    with pytest.raises(ValueError, match=code):
-        keras_maml.check(meta_model, data, strict=True)
 
 
 def batch_of_waves():
@@ -348,6 +381,12 @@ def test_the_text_names_all():
     assert text.startswith("verdict: doubtful, 1 finding")
     for words in ("warning [mismatched-ways]", "never are the right answer", "conv2d", "task mapping", "query loss"):
         assert words in text.replace("\n    ", " "), text
+
+
+@pytest.mark.parametrize("code", ["leaked-queries", "mismatched-ways"])
+def test_strict_raises_errors_and_warnings(code):
+    with pytest.raises(ValueError, match=code):
+        keras_maml.check(*FAULTS[code](), strict=True)
 
 
 def test_what_is_no_meta_model_is_refused():

@@ -21,10 +21,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.optimizers import schedules
 
 import keras_maml
 from keras_maml import inner_loop
-from keras_maml.learning_rules import LayerwiseSGD, LearnedSGD, Momentum
+from keras_maml.learning_rules import (
+    ALFA,
+    Adagrad,
+    Adam,
+    AdamW,
+    LayerwiseSGD,
+    LearnedSGD,
+    MetaCurvature,
+    Momentum,
+    RMSprop,
+)
 from keras_maml.meta_gradients import Unrolled
 from keras_maml.task_mapping import Vectorized
 
@@ -241,7 +252,8 @@ def episodes(model, generator, padded=False):
 
 
 def objective_of(model, algorithm, mapping, data):
-    """`(values -> (loss, gradients), values)` for the meta-learned variables of a new MetaModel."""
+    """`(values -> (loss, gradients), values)` for the meta-learned variables of a new MetaModel; those of its rule are
+    moved off their start, where rates are equal and matrices the identity."""
     meta_model = keras_maml.MetaModel(model, algorithm, mapping)
     meta_model.compile(loss="mse")
 
@@ -250,7 +262,9 @@ def objective_of(model, algorithm, mapping, data):
         loss, _, gradients = meta_model.meta_gradients(*data, variables=values)
         return loss, gradients
 
-    return objective, [tf.convert_to_tensor(v) for v in meta_model.trainable_variables]
+    values = [tf.convert_to_tensor(v) for v in meta_model.trainable_variables]
+    count, generator = len(model.trainable_variables), np.random.default_rng(1)
+    return objective, values[:count] + [v + 0.05 * generator.normal(size=v.shape) for v in values[count:]]
 
 
 def slopes(objective, values, directions, epsilon=1e-6):
@@ -333,6 +347,26 @@ def test_algorithms(algorithm, name):
     check(CASES[name], ALGORITHMS[algorithm], ways)
 
 
+# Rules with more of their own, on one model each: the kernels of convolutions have a mode of the window.
+BOTH = ("graph", "vectorized")
+RULES = {
+    "positive rates": (LayerwiseSGD(0.3, positive=True), "dense", ("graph",)),
+    "Adam": (Adam(0.1), "dense", BOTH),
+    "AdamW": (AdamW(0.1, 0.2), "support statistics", ("graph",)),
+    "RMSprop": (RMSprop(0.1), "dense", ("graph",)),
+    "Adagrad": (Adagrad(0.1, clipnorm=0.5), "dense", ("graph",)),
+    "MetaCurvature": (MetaCurvature(0.3), "group normalization", BOTH),
+    "MetaCurvature, diagonal": (MetaCurvature(0.3, largest_matrix=3), "dense", ("graph",)),
+    "ALFA": (ALFA(0.3, seed=0), "support statistics", BOTH),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules(name):
+    rule, model, ways = RULES[name]
+    check(CASES[model], keras_maml.Algorithm(rule, Unrolled(), 2), ways)
+
+
 # Unrolled steps are right by the tests above; loops are compared with them, in every mapping. Each case has what a loop
 # could lose: gradients through the inputs of what is cut off, learned step sizes, the state of a rule, moments.
 LOOPS = {
@@ -373,6 +407,21 @@ def test_rematerialised_steps(name):
 def test_many_steps_by_finite_differences(monkeypatch):
     monkeypatch.setattr(inner_loop, "MOST_UNROLLED_STEPS", 0)
     check(CASES["support statistics"], keras_maml.Algorithm(LayerwiseSGD(0.3), Unrolled(), 3), ("graph",))
+
+
+# Each rule with what it has of its own: moments that a step divides by, matrices, a net.
+MANY_STEPS = {
+    "Adam": Adam(schedules.CosineDecay(0.05, 12, alpha=0.1)),
+    "MetaCurvature": MetaCurvature(0.1),
+    "ALFA": ALFA(0.1, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", MANY_STEPS)
+def test_twelve_steps_of_a_rule_by_finite_differences(name):
+    assert inner_loop.MOST_UNROLLED_STEPS < 12
+    ways = BOTH if name == "Adam" else ("graph",)
+    check(CASES["dense"], keras_maml.Algorithm(MANY_STEPS[name], Unrolled(), 12), ways)
 
 
 def low_rank_adapters():

@@ -6,9 +6,24 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.optimizers import schedules
 
 import keras_maml
-from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, LearningRule, Momentum, ProximalSGD
+from keras_maml.learning_rules import (
+    ALFA,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    LayerwiseSGD,
+    LearnedSGD,
+    LearningRule,
+    MetaCurvature,
+    Momentum,
+    ProximalSGD,
+    RMSprop,
+)
+from keras_maml.protocols import describe_algorithm, describe_rate
 
 # Gradients of two parameters at steps 0, 1 and 2.
 GRADIENTS = [(2.0, -1.0), (4.0, 1.0), (0.0, 2.0)]
@@ -142,9 +157,15 @@ def test_a_rule_does_not_own_the_variables_of_the_model():
     [
         SGD(0.3, clipnorm=2.0, name="mine"),
         Momentum(0.3, momentum=0.4, nesterov=True, clipnorm=2.0),
-        LearnedSGD(0.3, clipnorm=2.0, trainable=False),
+        LearnedSGD(0.3, clipnorm=2.0, positive=True, trainable=False),
         LayerwiseSGD(0.3),
         ProximalSGD(0.3, strength=4.0, clipnorm=2.0),
+        Adam(0.3, beta_1=0.4, beta_2=0.5, epsilon=0.1, clipnorm=2.0),
+        AdamW(0.3, weight_decay=0.2, beta_1=0.4, beta_2=0.5, epsilon=0.1, clipnorm=2.0),
+        RMSprop(0.3, rho=0.4, epsilon=0.1, clipnorm=2.0),
+        Adagrad(0.3, initial_accumulator_value=0.4, epsilon=0.1, clipnorm=2.0),
+        MetaCurvature(0.3, clipnorm=2.0, largest_matrix=7),
+        ALFA(0.3, clipnorm=2.0, seed=7),
     ],
     ids=lambda rule: type(rule).__name__,
 )
@@ -152,7 +173,10 @@ def test_configuration(rule):
     config = json.loads(json.dumps(rule.get_config()))
     again = type(rule).from_config(config)
     assert again.get_config() == rule.get_config() and again.trainable == rule.trainable
-    for name in ("learning_rate", "clipnorm", "momentum", "nesterov", "strength"):
+    arguments = ("learning_rate", "clipnorm", "momentum", "nesterov", "strength", "positive", "beta_1", "beta_2")
+    others = ("epsilon", "weight_decay", "rho", "initial_accumulator_value", "largest_matrix", "seed")
+    assert set(config) <= {*arguments, *others, "name", "trainable", "dtype"}
+    for name in (*arguments, *others):
         assert getattr(again, name, None) == getattr(rule, name, None) == config.get(name)
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(rule)).name == rule.name
 
@@ -168,7 +192,8 @@ def test_a_rule_keeps_full_precision_under_a_mixed_policy():
 
 @pytest.mark.parametrize("value", [0, -0.1, float("nan"), "0.1", True, None, [0.1]])
 def test_learning_rate_must_be_a_positive_number(value):
-    for kind in (SGD, Momentum, LearnedSGD, LayerwiseSGD, ProximalSGD):
+    kinds = (SGD, Momentum, LearnedSGD, LayerwiseSGD, ProximalSGD, Adam, AdamW, RMSprop, Adagrad, MetaCurvature, ALFA)
+    for kind in kinds:
         with pytest.raises(ValueError, match="`learning_rate` must be a positive number. Received: learning_rate="):
             kind(value)
     with pytest.raises(ValueError, match="`strength` must be a positive number"):
@@ -190,3 +215,80 @@ def test_a_rule_must_say_how_it_steps():
 
     with pytest.raises(NotImplementedError, match="Idle must implement `step`"):
         trajectory(Idle())
+
+
+# From 0.4 to a quarter of it within two steps, and 0.4 * 0.5^k.
+COSINE = schedules.CosineDecay(0.4, 2, alpha=0.25)
+EXPONENTIAL = schedules.ExponentialDecay(0.4, 1, 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        # 0.4 * (0.25 + 0.75 * (1 + cos(pi k / 2)) / 2): 1, 0.625, 0.25 of 0.4
+        (COSINE, (0.4, 0.25, 0.1)),
+        (EXPONENTIAL, (0.4, 0.2, 0.1)),
+        (schedules.PiecewiseConstantDecay([0, 1], [0.4, 0.2, 0.1]), (0.4, 0.2, 0.1)),
+    ],
+    ids=["cosine", "exponential", "piecewise"],
+)
+def test_a_schedule_is_read_at_the_step(schedule, rates, dtype):
+    # 1 - 2 r0 - 4 r1 - 0 r2, 10 + r0 - r1 - 2 r2
+    first, second, third = rates
+    expected = [
+        (1 - 2 * first, 10 + first),
+        (1 - 2 * first - 4 * second, 10 + first - second),
+        (1 - 2 * first - 4 * second, 10 + first - second - 2 * third),
+    ]
+    np.testing.assert_allclose(trajectory(SGD(schedule), dtype=dtype), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [SGD, Momentum, ProximalSGD, Adam, AdamW, RMSprop, Adagrad, MetaCurvature])
+def test_every_rule_without_learned_rates_takes_a_schedule(kind):
+    # Halved rates halve the last move: the step before has the same rate in both.
+    constant, halved = (
+        trajectory(kind(schedules.PiecewiseConstantDecay([1], [0.4, rate]))) for rate in (0.4, 0.2)
+    )
+    constant, halved = np.array(constant), np.array(halved)
+    np.testing.assert_allclose(halved[:2], constant[:2], rtol=1e-6)
+    np.testing.assert_allclose(halved[2] - halved[1], (constant[2] - constant[1]) / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [LearnedSGD, LayerwiseSGD, ALFA])
+def test_learned_rates_have_no_schedule(kind):
+    with pytest.raises(ValueError, match=f"`{kind.__name__}` learns its rates.*Received: learning_rate=CosineDecay"):
+        kind(COSINE)
+
+
+@pytest.mark.parametrize(("steps", "mapping"), [(3, "parallel"), (12, "parallel"), (12, "vectorized")])
+def test_a_schedule_in_a_model(steps, mapping):
+    # p <- p - rate_k * 2 (p - 1) from 3, on one support x = y = 1: the distance to 1 is multiplied by 1 - 2 rate_k at
+    # every step, also where the steps run in a loop. The outer gradient of (p - 0)^2 is 2 p times their product.
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([np.array([[3.0]])])
+    rate = schedules.CosineDecay(0.0, 4, warmup_target=0.3, warmup_steps=2)  # with a branch
+    algorithm = keras_maml.Algorithm(SGD(rate), keras_maml.meta_gradients.Unrolled(), steps)
+    meta_model = keras_maml.MetaModel(model, algorithm, mapping)
+    meta_model.compile(loss="mse")
+    ones = tf.ones((1, 1, 1))
+    x = {"support_x": ones, "support_y": ones, "query_x": ones}
+    loss, _, (gradient,) = tf.function(meta_model.meta_gradients)(x, tf.zeros((1, 1, 1)))
+    rates = [0.15 * k if k < 2 else 0.15 * (1 + np.cos(np.pi * min(k - 2, 4) / 4)) for k in range(steps)]
+    product = np.prod([1 - 2 * r for r in rates])
+    np.testing.assert_allclose(loss, (1 + 2 * product) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[2 * (1 + 2 * product) * product]], rtol=1e-5)
+
+
+def test_a_schedule_is_kept_in_the_configuration():
+    config = json.loads(json.dumps(Adam(COSINE).get_config()))
+    again = Adam.from_config(config)
+    assert isinstance(again.learning_rate, schedules.CosineDecay)
+    assert again.learning_rate.get_config() == COSINE.get_config() and again.get_config() == config
+    algorithm = keras_maml.Algorithm(SGD(EXPONENTIAL), keras_maml.meta_gradients.Unrolled(), 3)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(algorithm))
+    assert again.rule.learning_rate.get_config() == EXPONENTIAL.get_config()
+    expected = "SGD(learning_rate=ExponentialDecay(initial_learning_rate=0.4, decay_steps=1, decay_rate=0.5)), Unrolled"
+    assert describe_algorithm(algorithm) == expected
+    assert describe_rate(algorithm.rule) == expected[len("SGD(learning_rate=") : -len("), Unrolled")]
+    assert describe_rate(SGD(0.25)) == 0.25

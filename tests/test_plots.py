@@ -253,6 +253,14 @@ def test_rates_of_every_weight_are_boxes():
     assert ax.get_xlabel() == "inner learning rate (all started at 0.1)"
 
 
+def test_rates_that_are_kept_positive_are_drawn_as_they_act():
+    meta_model = net(keras_maml.Algorithm(LayerwiseSGD(0.1, positive=True), Unrolled(), 2, layers=("head",)))
+    meta_model.rule.rates[0].assign([0.0, 1.0])  # log 2 and log(1 + e) = 1.313262
+    kernel, bias, _ = keras_maml.plot_learned_rates(meta_model).lines
+    np.testing.assert_allclose(kernel.get_ydata(), [np.log(2), 1.313262], rtol=1e-6)
+    np.testing.assert_allclose(bias.get_ydata(), [0.1] * 2, rtol=1e-5)
+
+
 def test_rates_of_every_step_are_lines_of_what_adapts():
     meta_model = net(keras_maml.Algorithm(LayerwiseSGD(0.1), Unrolled(), 3, layers=("head",)))
     meta_model.rule.rates[0].assign([0.1, 0.2, 0.4])

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_maml.adaptation import Task
 from keras_maml.checking.findings import Finding, VariableReport
+from keras_maml.protocols import describe_rate
 from keras_maml.selection import seed_variables
 
 MOST_TASKS = 4
@@ -73,18 +74,19 @@ def run(meta_model, tasks):
 def check_trial(meta_model, trial):
     """Findings of a `Trial`."""
     steps = meta_model.algorithm.steps
-    rate = getattr(meta_model.rule, "learning_rate", None)
+    rate = describe_rate(meta_model.rule)
     where = trial.stations.index(steps)
     before, after = trial.support[:, 0], trial.support[:, where]
     highest = trial.support[:, : where + 1].max(1)  # steps too large may throw the loss up, and down again
     tasks = len(before)
     # Losses may be negative.
     grown = int((~(after <= before) | ~(highest - before <= (MUCH - 1) * np.abs(before))).sum())
-    if not np.isfinite(before).all():
+    broken = int((~np.isfinite(before) | ~np.isfinite(trial.query[:, 0])).sum())
+    if broken:
         yield Finding(
             "not-finite-loss",
             "error",
-            f"The loss of {int((~np.isfinite(before)).sum())} of {tasks} tasks is NaN or infinite before any step.",
+            f"The loss of {broken} of {tasks} tasks is NaN or infinite before any step.",
             "Scale the inputs to about 1, and look at the initial weights and the loss.",
         )
     elif grown * 2 > tasks:
