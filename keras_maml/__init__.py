@@ -11,6 +11,7 @@ if keras.config.backend() != "tensorflow":
 from keras_maml import callbacks
 from keras_maml import datasets
 from keras_maml import episodes
+from keras_maml import heads
 from keras_maml import layers
 from keras_maml import learning_rules
 from keras_maml import meta_gradients
@@ -25,6 +26,8 @@ from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
 from keras_maml.checking import check
 from keras_maml.evaluation import evaluate_episodes
+from keras_maml.heads import PrototypeHead
+from keras_maml.heads import ZeroHead
 from keras_maml.meta_model import MetaModel
 from keras_maml.plots import plot_adaptation
 from keras_maml.plots import plot_episode

@@ -18,6 +18,8 @@ from keras_maml.layers import adaptation_scope, statistics_of
 from keras_maml.losses import keras_mask
 from keras_maml.selection import flatten_layers
 
+START_STREAM = 3  # see `Task.state`; 0 to 2 are those of inner steps
+
 
 class PureModel:
     """A Keras model as a pure function of the values of its variables.
@@ -80,6 +82,9 @@ class Learner:
         loss: `TaskLoss` on the queries; `None` where only predictions are asked for.
         steps: number of inner steps, K.
         training: whether dropout and the like are on.
+        start: the `Start`, or `None`: a task starts from theta.
+        reset: positions in theta of what the start sets, in its order; `variables` of a `Task` do not hold them.
+        body: `PureModel`, the part of the model whose outputs `Task.features` are; or `None`.
     """
 
     model: PureModel
@@ -91,6 +96,14 @@ class Learner:
     loss: object
     steps: int
     training: bool
+    start: keras.layers.Layer | None = None
+    reset: tuple = ()
+    body: PureModel | None = None
+
+    @functools.cached_property
+    def learned(self):
+        """Positions in theta of what is meta-learned."""
+        return [i for i in range(len(self.model.trainable)) if i not in self.reset]
 
     @functools.cached_property
     def reads_support_moments(self):
@@ -127,8 +140,8 @@ class Carry(NamedTuple):
 class Task:
     """One episode as pure functions of `variables`.
 
-    `variables` is a list of tensors: the values of the model's trainable variables (theta), then those of
-    `learner.extra_variables`. Every function here is differentiable in all of them.
+    `variables` is a list of tensors: the values of the model's trainable variables (theta) but for those that a start
+    sets, then those of `learner.extra_variables`. Every function here is differentiable in all of them.
 
     Args:
         learner: the `Learner`.
@@ -185,6 +198,9 @@ class Task:
         learner = self.learner
         at = (learner.steps,) if at is None else at
         theta, extra = self._divide(variables)
+        if learner.start is not None:
+            with self._scope(extra):
+                theta = learner.start(self, theta)
         x, y, weight = self.support if data == "support" else self._episode()
         state = self.state(stream)
         forward = learner.model
@@ -274,9 +290,24 @@ class Task:
         x, _, weight = self.query
         return self.learner.model(params, state, x, self.learner.training, "query", weight)[0]
 
+    def features(self, params):
+        """What the body makes of the supports, `(S, ...)`, with dropout masks of its own."""
+        x, _, weight = self.support
+        learner = self.learner
+        return learner.body(params, self.state(START_STREAM), x, learner.training, "support", weight)[0]
+
+    def reset(self, params, values):
+        """`params` with other values for what the start sets, in the order of `Start.resets`."""
+        return replace(params, self.learner.reset, values)
+
     def _divide(self, variables):
-        count = len(self.learner.model.trainable)
-        return list(variables[:count]), list(variables[count:])
+        learner = self.learner
+        count = len(learner.learned)
+        theta, extra = list(variables[:count]), list(variables[count:])
+        for i in sorted(learner.reset):
+            variable = learner.model.trainable[i]
+            theta.insert(i, tf.zeros(variable.shape, variable.dtype))
+        return theta, extra
 
     def _episode(self):
         (support_x, support_y, support_weight), (query_x, query_y, query_weight) = self.support, self.query

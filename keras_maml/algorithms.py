@@ -25,6 +25,7 @@ from typing import Any
 
 import keras
 
+from keras_maml.heads import Start
 from keras_maml.learning_rules import SGD, LearnedSGD, LearningRule, ProximalSGD
 from keras_maml.meta_gradients import (
     FirstOrder,
@@ -46,11 +47,13 @@ class Algorithm:
     Args:
         rule: a `LearningRule`, how parameters move within a task.
         meta_gradient: a `MetaGradient`, how the outer gradient is taken.
-        steps: number of inner steps in training, at least 1.
+        steps: number of inner steps in training, at least 1, or 0 with a `start` that depends on the supports.
         evaluation_steps: number of inner steps in `evaluate`, `predict`, `adapt` and exports, at least 0; default
             `steps`.
         layers: what adapts: a layer name or object, a sequence of them, `keras_maml.exclude(...)` of them, or a
             predicate on a variable; default everything trainable. What does not adapt is still meta-learned.
+        start: a `Start`, such as `keras_maml.PrototypeHead()`: weights that are not meta-learned, but set at the start
+            of every task; default none.
 
     Raises:
         ValueError: if parts cannot be combined, with the reason and the remedy.
@@ -61,16 +64,20 @@ class Algorithm:
     steps: int
     evaluation_steps: int | None = None
     layers: Any = None
+    start: Start | None = None
 
     def __post_init__(self):
-        for name, kind in (("rule", LearningRule), ("meta_gradient", MetaGradient)):
+        kinds = {
+            "rule": (LearningRule, "such as `SGD()`"),
+            "meta_gradient": (MetaGradient, "such as `Unrolled()`"),
+            "start": (Start | None, "such as `PrototypeHead()`, or `None`"),
+        }
+        for name, (kind, example) in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
-                raise ValueError(
-                    f"`{name}` must be a `{kind.__name__}`, such as `{'SGD()' if name == 'rule' else 'Unrolled()'}`. "
-                    f"Received: {name}={value!r}."
-                )
-        for name, least in (("steps", 1), ("evaluation_steps", 0)):
+                kind = kind if isinstance(kind, type) else Start
+                raise ValueError(f"`{name}` must be a `{kind.__name__}`, {example}. Received: {name}={value!r}.")
+        for name, least in (("steps", 0 if self._starts_from_supports else 1), ("evaluation_steps", 0)):
             value = getattr(self, name)
             if name == "evaluation_steps" and value is None:
                 continue
@@ -78,7 +85,16 @@ class Algorithm:
                 raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
-        self.meta_gradient.check(self.rule, self.layers)
+        self.meta_gradient.check(self.rule, self.layers, self.start)
+        if self.rule.learned and self.steps == 0:
+            raise ValueError(
+                f"With `steps=0` nothing is learned about step sizes. Received: rule={type(self.rule).__name__}. Use a "
+                "rule without weights, such as `SGD`, or train with steps."
+            )
+
+    @property
+    def _starts_from_supports(self):
+        return self.start is not None and not self.start.constant
 
     def get_config(self):
         layers = self.layers
@@ -92,6 +108,7 @@ class Algorithm:
             "steps": self.steps,
             "evaluation_steps": self.evaluation_steps,
             "layers": layers,
+            "start": keras.saving.serialize_keras_object(self.start),
         }
 
     @classmethod

@@ -45,7 +45,7 @@ def run_tasks(
     sample_weight = x.get("query_weight") if sample_weight is None else sample_weight
     for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
         if weight is not None:
-            episodes[name] = tf.cast(weight, variables[0].dtype)
+            episodes[name] = tf.cast(weight, learner.model.trainable[0].dtype)  # there may be nothing to learn
     # Arrays, in a step that was compiled around them, cannot be sliced by the index of a loop.
     episodes = tf.nest.map_structure(tf.convert_to_tensor, episodes)
 

@@ -132,8 +132,8 @@ def _model(model):
     weights = model["weights"]
     yield (
         f"{_code(model['name'])}, a {_text(model['class'])} with {_count(weights['all'], 'weight')}: "
-        f"{weights['meta_learned']:,} are meta-learned, of which {weights['adapting']:,} adapt to a task. Layers that "
-        "do not are the same in all tasks."
+        f"{weights['meta_learned']:,} are meta-learned, {_adapting(weights)} adapt to a task. Layers that do not are "
+        "the same in all tasks."
     )
     rows = [("layer", "kind", "output", "weights", "adapts")]
     for layer in model["layers"]:
@@ -152,14 +152,20 @@ def _model(model):
     )
 
 
+def _adapting(weights):
+    if not weights["set_by_the_start"]:
+        return f"of which {weights['adapting']:,}"
+    return f"{weights['set_by_the_start']:,} are set at the start of every task, and {weights['adapting']:,} of these"
+
+
 def _adapts(layer):
     if not layer["weights"]:
         return ""
-    if not layer["meta_learned"]:
+    if not layer["trainable"]:
         return "frozen"
     if not layer["adapting"]:
-        return "no"
-    return "yes" if layer["adapting"] == layer["meta_learned"] else "in part"
+        return "no" if layer["meta_learned"] else "no, set at the start"
+    return "yes" if layer["adapting"] == layer["trainable"] else "in part"
 
 
 def _training(card):
@@ -175,6 +181,7 @@ def _training(card):
         [
             ("setting", ""),
             ("inner update", _code(in_words(algorithm["rule"])) + learned),
+            *([("start", _code(in_words(algorithm["start"])))] if algorithm["start"] else []),
             ("outer gradient", _code(in_words(algorithm["meta_gradient"]))),
             ("inner steps", f"{algorithm['steps']} in training, {algorithm['evaluation_steps']} elsewhere"),
             ("optimizer", _code(in_words(training["optimizer"]))),

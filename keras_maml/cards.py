@@ -111,10 +111,11 @@ def _model(meta_model):
     return {
         "name": model.name,
         "class": type(model).__name__,
-        "layers": _layers(model, {id(v) for v in adapting}),
+        "layers": _layers(model, {id(v) for v in adapting}, {id(v) for v in meta_model._reset.value}),
         "weights": {
             "all": _size(model.weights),
-            "meta_learned": _size(model.trainable_variables),
+            "meta_learned": _size(model.trainable_variables) - _size(meta_model._reset.value),
+            "set_by_the_start": _size(meta_model._reset.value),
             "adapting": _size(adapting),
             "of_the_algorithm": _size(others),
         },
@@ -124,7 +125,7 @@ def _model(meta_model):
     }
 
 
-def _layers(model, adapting):
+def _layers(model, adapting, reset):
     """A dict for each layer, those of nested models in their place, shared ones once."""
     rows, seen, listed = [], set(), set()
 
@@ -149,7 +150,8 @@ def _layers(model, adapting):
                 "class": kind,
                 "output_shape": _output_shape(layer),
                 "weights": _size(weights),
-                "meta_learned": _size(trainable),
+                "trainable": _size(trainable),
+                "meta_learned": _size([v for v in trainable if id(v) not in reset]),
                 "adapting": _size([v for v in trainable if id(v) in adapting]),
                 "config": _config(layer),
             }
@@ -196,6 +198,7 @@ def _algorithm(meta_model):
     return {
         "rule": _plain(algorithm.rule),
         "meta_gradient": _plain(algorithm.meta_gradient),
+        "start": _plain(algorithm.start),
         "steps": algorithm.steps,
         "evaluation_steps": meta_model._evaluation_steps,
     }

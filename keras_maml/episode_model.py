@@ -38,6 +38,18 @@ class EpisodeModel(keras.Model):
         self.non_finite_tasks = NonFiniteTasksMetric() if skip_non_finite else None
         self._before = BeforeAdaptation() if log_before else None
         self._beginnings = Untracked({})
+        self._reset = Untracked([])
+
+    @property
+    def trainable_weights(self):
+        """What is meta-learned: not what a start sets in every task."""
+        reset = {id(v) for v in self._reset.value}
+        return [v for v in super().trainable_weights if id(v) not in reset]
+
+    @property
+    def trainable_variables(self):
+        """The same as `trainable_weights`."""
+        return self.trainable_weights
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at.

@@ -153,11 +153,10 @@ def save(meta_model, filepath):
         return {name: tf.identity(both[i]) for name, i in passed.items()}
 
     def predict(**named):
-        variables, state = values()
-        both = [*variables[:count], *state]
+        both = [tf.convert_to_tensor(v) for v in (*learner.model.trainable, *learner.model.non_trainable)]
         for name, i in passed.items():
             both[i] = named[name]
-        task = Task(learner, (None, None, None), (given("query_x", named), None, None), state)
+        task = Task(learner, (None, None, None), (given("query_x", named), None, None), both[count:])
         return outputs(task.predict(both[:count], both[count:]))
 
     taken = _arguments(inputs, passed, learner)
@@ -198,7 +197,9 @@ def _passed(learner, taken):
     everything = [*learner.model.trainable, *learner.model.non_trainable]
     names = _unique([v.path for v in everything], taken=[*taken])
     moments = [len(learner.model.trainable) + i for i in _support_moments(learner)]
-    return {names[i]: i for i in [*(i for i, adapts in enumerate(learner.mask) if adapts), *moments]}
+    moves = learner.steps > 0 or learner.start is None  # without steps only the start makes a difference
+    own = [i for i, adapts in enumerate(learner.mask) if adapts and moves or i in learner.reset]
+    return {names[i]: i for i in [*own, *moments]}
 
 
 def _arguments(inputs, passed, learner):

@@ -42,12 +42,13 @@ class MetaGradient(keras.layers.Layer):
     differentiates = True  # whether it gives gradients for more than the adapting weights
     second_order = True  # whether it takes second derivatives of the support loss
 
-    def check(self, rule, layers):
+    def check(self, rule, layers, start=None):
         """Refuses what cannot be combined with this estimator.
 
         Args:
             rule: the `LearningRule` of the algorithm.
             layers: its choice of layers.
+            start: its `Start`, or `None`.
 
         Raises:
             ValueError: with the reason and the remedy.
@@ -64,6 +65,11 @@ class MetaGradient(keras.layers.Layer):
             raise ValueError(
                 f"`{name}` gives no gradient for learned step sizes or other weights of a rule. Received: "
                 f"rule={type(rule).__name__}. Use a rule without weights, such as `SGD`, or `Unrolled()`."
+            )
+        if start is not None and not start.constant:
+            raise ValueError(
+                f"`{name}` gives no gradient through a start that depends on the supports and on other weights. "
+                f"Received: start={type(start).__name__}. Use `Unrolled()` or `FirstOrder()`, or `start=ZeroHead()`."
             )
 
     def __call__(self, task, variables):
@@ -127,7 +133,8 @@ class Unrolled(MetaGradient):
         gradients, reached = tape.gradient(scaled, (variables, params))
         # A loop connects all that goes in with all that comes out, with a gradient of zero where unrolled steps have
         # none: what neither supports nor queries reach must be known as such.
-        alone = [i for i in task.unreached if reached[i] is None]
+        learned = enumerate(task.learner.learned)
+        alone = [n for n, i in learned if i in task.unreached and reached[i] is None]
         gradients = replace(unscaled(gradients, scale), alone, [None] * len(alone))
         return TaskResult(loss, predictions, gradients, state)
 
@@ -181,10 +188,10 @@ class ParameterDifference(MetaGradient):
             ((params, state),) = task.iterates(
                 variables, stop_gradients=True, data="episode", stream=1
             )
-        # Only the adapting weights are meta-learned here, and they are all of the model's.
+        # Only adapting weights are meta-learned here, and they are all of the model's but for those of a start.
         difference = [
-            None if i in task.unreached else theta - phi
-            for i, (theta, phi) in enumerate(zip(variables, params, strict=True))
+            None if i in task.unreached else theta - params[i]
+            for i, theta in zip(task.learner.learned, variables, strict=True)
         ]
         return TaskResult(loss, predictions, difference, state)
 
@@ -218,8 +225,8 @@ class Implicit(MetaGradient):
             raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}.")
         self.iterations = iterations
 
-    def check(self, rule, layers):
-        super().check(rule, layers)
+    def check(self, rule, layers, start=None):
+        super().check(rule, layers, start)
         if not isinstance(rule, ProximalSGD):
             raise ValueError(
                 "`Implicit` differentiates the minimum of a proximally regularised support loss, so it needs "
@@ -248,7 +255,7 @@ class Implicit(MetaGradient):
             return [v + p / strength for v, p in zip(vector, products, strict=True)]
 
         solution = conjugate_gradient(matrix, right_side, self.iterations)
-        gradients = [None if g is None else u for g, u in zip(gradient, solution, strict=True)]
+        gradients = [None if gradient[i] is None else solution[i] for i in task.learner.learned]
         return TaskResult(loss, predictions, gradients, after)
 
     def get_config(self):

@@ -10,6 +10,7 @@ from keras_maml import task_mapping as task_mappings
 from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.batches import mean_loss, run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
+from keras_maml.heads import started
 from keras_maml.losses import TaskLoss
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, check_names, fingerprint, split
@@ -42,7 +43,8 @@ class MetaModel(EpisodeModel):
     `fit` keeps the mean over the tasks of a batch; evaluation, prediction and adaptation change nothing.
 
     Args:
-        model: a `keras.Model`, built or not; it is trained in place. All of its `trainable_variables` are meta-learned.
+        model: a `keras.Model`, built or not; it is trained in place. All of its `trainable_variables` are meta-learned
+            but for those that a `Start` of the algorithm sets.
         algorithm: an `Algorithm`, such as `keras_maml.MAML()`, or the lower-case name of a preset.
         task_mapping: how the tasks run: `"auto"`, `"parallel"`, `"vectorized"`, `"unrolled"` or a `TaskMapping`.
         inner_loss: the loss of the inner steps, as in `compile`; default the compiled loss.
@@ -80,6 +82,7 @@ class MetaModel(EpisodeModel):
         self.inner_loss = inner_loss
         self.rule = _copy(self.algorithm.rule)
         self.meta_gradient = _copy(self.algorithm.meta_gradient)
+        self.start = None if self.algorithm.start is None else _copy(self.algorithm.start)
         # Counts batches that were learned from, for dropout masks and to resume; not the optimizer's, as a custom
         # training loop may have an optimizer of its own.
         self.outer_step = self.add_weight(
@@ -93,7 +96,7 @@ class MetaModel(EpisodeModel):
         self._mapping = task_mappings.get(task_mapping)
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
-        self._specs = Untracked({})
+        self._specs, self._started = Untracked({}), Untracked({})
         self._output_shape = None
         self._jit_compile_asked = "auto"  # `_jit_compile` is Keras's own, where "auto" has become a bool
         if model.built:
@@ -108,6 +111,8 @@ class MetaModel(EpisodeModel):
         self._fingerprint = fingerprint(self.model)
         self._output_shape = getattr(self.model, "output_shape", self._output_shape)
         adapting = [v for v, adapts in zip(self.model.trainable_variables, self.mask, strict=True) if adapts]
+        if self.start is not None:
+            self._reset.value, self._started.value = started(self.start, self.model, adapting)
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
         if self.meta_gradient.second_order:
@@ -168,6 +173,7 @@ class MetaModel(EpisodeModel):
             loss=self._task_loss,
             steps=steps,
             training=training,
+            **self._started.value,
         )
 
     @property

@@ -69,6 +69,8 @@ def describe_algorithm(algorithm):
     """The parts of an algorithm in words."""
     rule = _call(type(algorithm.rule).__name__, algorithm.rule.get_config())
     parts = f"{rule}, {type(algorithm.meta_gradient).__name__}"
+    if algorithm.start is not None:
+        parts += f", starts from {_call(type(algorithm.start).__name__, algorithm.start.get_config())}"
     return parts if algorithm.layers is None else f"{parts}, adapts {_describe_layers(algorithm.layers)}"
 
 

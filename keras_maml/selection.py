@@ -169,6 +169,27 @@ def find_head(model):
     return find_head(last) if isinstance(last, keras.Model) else last
 
 
+def cut_below(model, layer):
+    """The part of a model below a layer, on the model's own layers: from its inputs to what the layer takes.
+
+    `KerasTensor._keras_history` and `Layer._inbound_nodes` are private (Keras 3.15); the public `layer.input` is that
+    of the layer's first call, which may belong to another model.
+
+    Raises:
+        ValueError: if the outputs do not come from that layer alone, the reason fit to follow "the model, ".
+    """
+    if (type(model) is not keras.Sequential and not _is_functional(model)) or len(model.outputs) != 1:
+        raise ValueError("which is subclassed, or has several outputs")
+    tensor, operation = model.outputs[0], None
+    while operation is not layer:
+        operation, index, _ = tensor._keras_history
+        inputs = operation._inbound_nodes[index].input_tensors
+        if len(inputs) != 1:
+            raise ValueError(f"whose outputs come from layer '{layer.name}' not alone, or as part of a nested model")
+        tensor = inputs[0]
+    return keras.Model(model.inputs[0] if type(model) is keras.Sequential else model.input, tensor)
+
+
 def _names(model):
     layers = flatten_layers(model)[1:]
     return list(dict.fromkeys(layer.name for layer in layers if layer.trainable_variables))

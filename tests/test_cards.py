@@ -112,7 +112,8 @@ def test_layers_weights_and_what_adapts(written):
         ["`flat`", "Flatten", "(?, 8)", "", ""],
         ["`head`", "Dense", "(?, 3)", "27", "yes"],
     ]
-    assert card["model"]["weights"] == {"all": 57, "meta_learned": 51, "adapting": 27, "of_the_algorithm": 0}
+    weights = {"all": 57, "meta_learned": 51, "set_by_the_start": 0, "adapting": 27, "of_the_algorithm": 0}
+    assert card["model"]["weights"] == weights
     assert card["model"]["layers"][1]["config"]["kernel_size"] == [3, 3]
     raw = b"".join(np.ascontiguousarray(w).tobytes() for w in meta_model.get_weights())
     assert card["model"]["sha256"] == hashlib.sha256(raw).hexdigest()

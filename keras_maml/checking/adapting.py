@@ -100,7 +100,7 @@ def check_trial(meta_model, trial):
         )
     else:
         yield from _check_evaluation(trial, steps, before, after)
-    if meta_model._evaluation_steps > 10 * steps:
+    if meta_model._evaluation_steps > 10 * max(steps, 1):
         yield Finding(
             "evaluation-steps-far-beyond",
             "warning",

@@ -75,8 +75,9 @@ def cast(meta_model):
         copy = type(meta_model)(clone, algorithm, "parallel", meta_model.inner_loss)
     copy.compile(optimizer="sgd", loss=meta_model._task_loss.losses, run_eagerly=True)
     copy._task_loss = meta_model._task_loss
-    for part in ("rule", "meta_gradient"):
-        _copy_values(getattr(meta_model, part), getattr(copy, part))
+    for part in ("rule", "meta_gradient", "start"):
+        if getattr(meta_model, part) is not None:
+            _copy_values(getattr(meta_model, part), getattr(copy, part))
     return copy
 
 
