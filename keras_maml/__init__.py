@@ -15,6 +15,7 @@ from keras_maml import heads
 from keras_maml import layers
 from keras_maml import learning_rules
 from keras_maml import meta_gradients
+from keras_maml import recipes
 from keras_maml import task_mapping
 from keras_maml.algorithms import ANIL
 from keras_maml.algorithms import BOIL
