@@ -1,0 +1,1 @@
+"""How accurate algorithms are after the same seconds of training. `python -m benchmarks.accuracy --help`."""

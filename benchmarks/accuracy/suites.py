@@ -1,0 +1,267 @@
+"""What is compared with what: every setting of every row stands here.
+
+A `Row` names its algorithm and net; `ALGORITHMS` and `NETS` make them when the row is run, so that a row that cannot
+be made stops nobody else.
+"""
+
+import dataclasses
+
+import keras
+
+import keras_maml
+from keras_maml import heads, learning_rules, meta_gradients
+from keras_maml.layers import BatchNormalization
+from keras_maml.recipes import networks
+
+IMAGE = (28, 28, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One algorithm with its settings, all of them JSON.
+
+    Args:
+        title: for tables.
+        algorithm: a key of `ALGORITHMS`, or the name of a preset of `keras_maml`; for baselines, of `BASELINES`.
+        settings: its arguments.
+        net: a key of `NETS`.
+        net_settings: its arguments beside ways.
+        training: `"episodes"`, `"classes"` (one classifier of all training classes), `"joint"` (examples of episodes),
+            or `"none"`.
+        optimizer: `"adam"` or `"sgd"`.
+        rate: outer learning rate at the start.
+        schedule: `"cosine"` (to a hundredth of `rate`), `"linear"` (to 0) or `"constant"`, over the seconds of the run.
+        tasks: a batch.
+        queries: a class, in training.
+        seeds: of the runs.
+    """
+
+    title: str
+    algorithm: str
+    settings: dict
+    net: str = "conv4"
+    net_settings: dict = dataclasses.field(default_factory=dict)
+    training: str = "episodes"
+    optimizer: str = "adam"
+    rate: float = 4e-3
+    schedule: str = "cosine"
+    tasks: int = 32
+    queries: int = 5
+    seeds: tuple = (0,)
+
+    def to_dict(self):
+        """All but what only says which runs to make, and how to call them."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("title", "seeds")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Rows that share their test tasks and their time.
+
+    Args:
+        title: for tables.
+        ways, shots: of all tasks.
+        minutes: of training.
+        reference: the row that others are compared with.
+        rows: `{name: Row}`.
+    """
+
+    title: str
+    ways: int
+    shots: int
+    minutes: float
+    reference: str
+    rows: dict
+
+
+def steps_of(learning_rate, steps, evaluation_steps=None, **others):
+    """Settings of a preset."""
+    return {"learning_rate": learning_rate, "steps": steps, "evaluation_steps": evaluation_steps, **others}
+
+
+def _proto_maml(learning_rate, steps, evaluation_steps, scale):
+    start = heads.PrototypeHead(scale=scale)
+    return keras_maml.Algorithm(
+        learning_rules.SGD(learning_rate), meta_gradients.Unrolled(), steps, evaluation_steps, start=start
+    )
+
+
+def _computed_head(head, **settings):
+    start = getattr(heads, head)(**settings)
+    return keras_maml.Algorithm(learning_rules.SGD(), meta_gradients.Unrolled(), 0, start=start)
+
+
+def _ruled(rule, learning_rate, steps, evaluation_steps, **settings):
+    rule = getattr(learning_rules, rule)(learning_rate, **settings)
+    return keras_maml.Algorithm(rule, meta_gradients.Unrolled(), steps, evaluation_steps)
+
+
+def _multi_step(learning_rate, steps, evaluation_steps, **shares):
+    estimator = meta_gradients.MultiStep(**shares)
+    return keras_maml.Algorithm(learning_rules.SGD(learning_rate), estimator, steps, evaluation_steps)
+
+
+ALGORITHMS = {
+    "proto_maml": _proto_maml,
+    "computed_head": _computed_head,
+    "ruled": _ruled,
+    "multi_step": _multi_step,
+}
+
+
+def make_algorithm(row):
+    """The `Algorithm` of a row."""
+    return (ALGORITHMS.get(row.algorithm) or getattr(keras_maml, row.algorithm))(**row.settings)
+
+
+def _conv4(ways, normalization=lambda number: BatchNormalization(name=f"normalization_{number}"), after=None):
+    """The net of `networks.conv4`, with other layers in place of the normalisation or after it."""
+    model = keras.Sequential([keras.Input(IMAGE, dtype="uint8"), keras.layers.Rescaling(1 / 255)], name="conv4")
+    for number in range(1, 5):
+        model.add(keras.layers.Conv2D(64, 3, 2, padding="same", name=f"convolution_{number}"))
+        model.add(normalization(number))
+        if after is not None and after(number) is not None:
+            model.add(after(number))
+        model.add(keras.layers.ReLU())
+    model.add(keras.layers.GlobalAveragePooling2D())
+    model.add(keras.layers.Dense(ways, name="head"))
+    return model
+
+
+def _per_step(ways, steps, **settings):
+    layer = keras_maml.layers.PerStepBatchNormalization
+    return _conv4(ways, lambda number: layer(steps, name=f"normalization_{number}", **settings))
+
+
+def _context(ways, size):
+    def modulation(number):
+        return keras_maml.layers.ContextParameters(size, mode="modulate", name="context") if number == 3 else None
+
+    return _conv4(ways, after=modulation)
+
+
+NETS = {
+    "conv4": lambda ways: networks.conv4(IMAGE, ways),
+    "per_step": _per_step,
+    "context": _context,
+    "pixels": lambda ways: networks.pixels(IMAGE),
+}
+
+
+def make_net(row, ways):
+    """The net of a row, freshly initialised; `ways=None`: its body."""
+    return NETS[row.net](ways, **row.net_settings)
+
+
+THREE = (0, 1, 2)
+CLASSIFIER = {"training": "classes", "rate": 1e-3, "tasks": 1}
+
+FIVE_WAY = {
+    "maml": Row("MAML", "MAML", steps_of(0.4, 1, 3), seeds=THREE),
+    "fomaml": Row("FOMAML", "FOMAML", steps_of(0.5, 3, 5)),
+    # The outer step moves a share of the way to phi, which is adapted on supports and queries: one drawing a class is
+    # too little for it.
+    "reptile": Row(
+        "Reptile",
+        "Reptile",
+        steps_of(0.1, 10, 20, data="episode"),
+        optimizer="sgd",
+        rate=1.0,
+        schedule="linear",
+        tasks=10,
+        queries=10,
+    ),
+    "meta_sgd": Row("Meta-SGD", "MetaSGD", steps_of(0.4, 1, 1)),
+    "anil": Row("ANIL", "ANIL", steps_of(1.0, 5, 5)),
+    "boil": Row("BOIL", "BOIL", steps_of(0.4, 1, 1)),
+    "imaml": Row("iMAML", "IMAML", steps_of(0.2, 10, 10)),
+    "maml_plus_plus": Row(
+        "MAML++",
+        "MAMLPlusPlus",
+        steps_of(0.4, 2, 2),
+        net="per_step",
+        net_settings={"steps": 2},
+        tasks=16,
+        seeds=THREE,
+    ),
+    "proto_maml": Row("Proto-MAML", "proto_maml", steps_of(0.4, 1, 3, scale=1.0)),
+    "protonet": Row("ProtoNet", "computed_head", {"head": "PrototypeHead"}),
+    "r2d2": Row("R2-D2", "computed_head", {"head": "RidgeHead"}),
+    "metaoptnet": Row("MetaOptNet-SVM", "computed_head", {"head": "SVMHead"}),
+    "meta_curvature": Row("Meta-Curvature", "ruled", steps_of(0.4, 1, 3, rule="MetaCurvature")),
+    "cavia": Row("CAVIA", "CAVIA", steps_of(1.0, 2, 2), net="context", net_settings={"size": 100}),
+    "pretrained": Row(
+        "pretrained, fine-tuned", "fine_tuning", {"learning_rate": 0.1, "steps": 20, "head": False}, **CLASSIFIER
+    ),
+    "pretrained_head": Row(
+        "pretrained, new head", "fine_tuning", {"learning_rate": 1.0, "steps": 50, "head": True}, **CLASSIFIER
+    ),
+    "centroid": Row("pretrained, nearest centroid", "nearest_centroid", {"distance": "cosine"}, **CLASSIFIER),
+    "joint": Row("joint training, fine-tuned", "joint", {"learning_rate": 0.1, "steps": 20}, training="joint"),
+    "pixels": Row(
+        "pixels, nearest centroid", "nearest_centroid", {"distance": "cosine"}, net="pixels", training="none"
+    ),
+}
+
+WIDE = {"tasks": 16, "queries": 2}
+TWENTY_WAY = {
+    name: dataclasses.replace(FIVE_WAY[name], **{**WIDE, **changes})
+    for name, changes in {
+        "maml": {},
+        "maml_plus_plus": {"tasks": 8},
+        "proto_maml": {},
+        "protonet": {},
+        "r2d2": {},
+        "metaoptnet": {},
+        "meta_curvature": {},
+        "meta_sgd": {},
+    }.items()
+}
+
+# MAML as the paper of MAML++ has it, and its ideas. The base has a constant outer rate, as the cosine is one of them.
+BASE = {**WIDE, "tasks": 8, "rate": 1e-3, "schedule": "constant"}
+FIVE_STEPS = steps_of(0.4, 5, 5)
+ABLATION = {
+    "base": Row("MAML, 5 steps", "MAML", FIVE_STEPS, **BASE),
+    "multi_step": Row(
+        "and multi-step loss", "multi_step", {**FIVE_STEPS, "multi_step_share": 0.1, "first_order_share": 0.0}, **BASE
+    ),
+    "derivative_order": Row(
+        "and first order at first",
+        "multi_step",
+        {**FIVE_STEPS, "multi_step_share": 0.0, "first_order_share": 0.3},
+        **BASE,
+    ),
+    "learned_rates": Row("and learned rates", "ruled", {**FIVE_STEPS, "rule": "LayerwiseSGD"}, **BASE),
+    "per_step_statistics": Row(
+        "and statistics of each step",
+        "MAML",
+        FIVE_STEPS,
+        net="per_step",
+        net_settings={"steps": 5, "per_step_weights": False},
+        **BASE,
+    ),
+    "per_step_weights": Row(
+        "and normalisation weights of each step",
+        "MAML",
+        FIVE_STEPS,
+        net="per_step",
+        net_settings={"steps": 5, "per_step_statistics": False},
+        **BASE,
+    ),
+    "cosine": Row("and cosine of the outer rate", "MAML", FIVE_STEPS, **{**BASE, "schedule": "cosine"}),
+    "all": Row(
+        "all six: MAML++",
+        "MAMLPlusPlus",
+        FIVE_STEPS,
+        net="per_step",
+        net_settings={"steps": 5},
+        **{**BASE, "schedule": "cosine"},
+    ),
+}
+
+SUITES = {
+    "omniglot5": Suite("Omniglot 5-way 1-shot", 5, 1, 5.0, "maml", FIVE_WAY),
+    "omniglot20": Suite("Omniglot 20-way 1-shot", 20, 1, 10.0, "maml", TWENTY_WAY),
+    "ablation": Suite("Ideas of MAML++, Omniglot 20-way 1-shot", 20, 1, 20.0, "base", ABLATION),
+}
