@@ -2,10 +2,12 @@
 #   make test PYTHON=python3.12          another interpreter for .venv
 #   make test PYTEST_ARGS="-x -k sgd"    other arguments for pytest
 #   make benchmark BENCHMARK_ARGS="--rows sinusoid_k1"    `--list` names rows
+#   make benchmark-accuracy ACCURACY_ARGS="--data-dir ~/tensorflow_datasets"    `--list` names rows
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 BENCHMARK_ARGS ?=
+ACCURACY_ARGS ?=
 # Where PyTorch for CPUs is: the package of the general index brings gigabytes of CUDA along. Empty: only that index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -16,7 +18,8 @@ BENCHMARK_STAMP := $(VENV)/installed-benchmarks
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint wheel benchmark benchmark-episodes benchmark-evaluation benchmark-memory clean
+.PHONY: demo test lint wheel benchmark benchmark-episodes benchmark-evaluation benchmark-memory \
+	benchmark-accuracy benchmark-sinusoid clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
@@ -45,6 +48,14 @@ benchmark-evaluation: $(STAMP)
 # Ten minutes; memory of a meta-step, predicted and measured. Needs no peers.
 benchmark-memory: $(STAMP)
 	$(BIN)/python -m benchmarks.memory_prediction $(BENCHMARK_ARGS)
+
+# Eight hours, and may be stopped: what is finished is kept. Needs Omniglot; `--table` writes benchmarks/accuracy.md.
+benchmark-accuracy: $(STAMP)
+	$(BIN)/python -m benchmarks.accuracy $(ACCURACY_ARGS)
+
+# An hour, and may be stopped; `--table` writes benchmarks/sinusoid.md.
+benchmark-sinusoid: $(STAMP)
+	$(BIN)/python -m benchmarks.sinusoid_table $(BENCHMARK_ARGS)
 
 # Leaves .venv, which takes minutes to make.
 clean:
