@@ -184,7 +184,7 @@ def test_sinusoid_table_by_hand(tmp_path):
     store.write("sinusoid_500", "maml_1", 0, made([1.0, 2.0, 300.0]))
     store.write("sinusoid_500", "maml_1", 1, made([2.0, 2.0, 2.0]))
     text = sinusoid_table.markdown(store)
-    assert [line for line in text.splitlines() if line.startswith("| MAML, 1 step | 500 | 5")] == ["| MAML, 1 step | 500 | 5 | 51.50 [2.00-101.00] | 2.00 [2.00-2.00] | 1/0 | 2 |"]
+    assert "\n| MAML, 1 step | 500 | 5 | 51.50 [2.00-101.00] | 2.00 [2.00-2.00] | 1/0 | 2 |\n" in text
 
 
 def test_pages_have_the_marks_of_their_tables():
