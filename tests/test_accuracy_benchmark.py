@@ -122,7 +122,7 @@ def test_every_row_can_be_stored_and_says_what_it_is():
 
 
 def test_from_start_to_table(tmp_path, monkeypatch, capsys):
-    tiny = dataclasses.replace(SUITE, rows={"maml": dataclasses.replace(SUITE.rows["protonet"], tasks=2, queries=1)})
+    tiny = dataclasses.replace(SUITE, rows={"maml": dataclasses.replace(SUITE.rows["anil"], tasks=2, queries=1)})
     monkeypatch.setitem(suites.SUITES, "omniglot5", tiny)
     splits = {name: (x[..., :8, :8, :], y) for name, (x, y) in training.made_data().items()}
     monkeypatch.setattr(training, "made_data", lambda: splits)
@@ -153,7 +153,7 @@ def test_from_start_to_table(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "argv", [*common, "--table"])
     program.main()
-    assert "| ProtoNet |" in page.read_text()
+    assert "| ANIL |" in page.read_text()
     assert (tmp_path / "page_omniglot5.png").stat().st_size > 10_000
 
 

@@ -1,7 +1,7 @@
 """What is compared with what: every setting of every row stands here.
 
-A `Row` names its algorithm and net; `ALGORITHMS` and `NETS` make them when the row is run, so that a row that cannot
-be made stops nobody else.
+A `Row` names its algorithm and net; `make_algorithm` and `make_net` make them when the row is run, so that a row that
+cannot be made stops nobody else.
 """
 
 import dataclasses
@@ -9,8 +9,7 @@ import dataclasses
 import keras
 
 import keras_maml
-from keras_maml import heads, learning_rules, meta_gradients
-from keras_maml.layers import BatchNormalization
+from keras_maml import learning_rules, meta_gradients
 from keras_maml.recipes import networks
 
 IMAGE = (28, 28, 1)
@@ -22,7 +21,8 @@ class Row:
 
     Args:
         title: for tables.
-        algorithm: a key of `ALGORITHMS`, or the name of a preset of `keras_maml`; for baselines, of `BASELINES`.
+        algorithm: the name of a preset of `keras_maml`, `"composed"`, or of a baseline: `"fine_tuning"`,
+            `"nearest_centroid"`, `"joint"`.
         settings: its arguments.
         net: a key of `NETS`.
         net_settings: its arguments beside ways.
@@ -79,65 +79,28 @@ def steps_of(learning_rate, steps, evaluation_steps=None, **others):
     return {"learning_rate": learning_rate, "steps": steps, "evaluation_steps": evaluation_steps, **others}
 
 
-def _proto_maml(learning_rate, steps, evaluation_steps, scale):
-    start = heads.PrototypeHead(scale=scale)
-    return keras_maml.Algorithm(
-        learning_rules.SGD(learning_rate), meta_gradients.Unrolled(), steps, evaluation_steps, start=start
-    )
-
-
-def _computed_head(head, **settings):
-    start = getattr(heads, head)(**settings)
-    return keras_maml.Algorithm(learning_rules.SGD(), meta_gradients.Unrolled(), 0, start=start)
-
-
-def _ruled(rule, learning_rate, steps, evaluation_steps, **settings):
-    rule = getattr(learning_rules, rule)(learning_rate, **settings)
-    return keras_maml.Algorithm(rule, meta_gradients.Unrolled(), steps, evaluation_steps)
-
-
-def _multi_step(learning_rate, steps, evaluation_steps, **shares):
-    estimator = meta_gradients.MultiStep(**shares)
-    return keras_maml.Algorithm(learning_rules.SGD(learning_rate), estimator, steps, evaluation_steps)
-
-
-ALGORITHMS = {
-    "proto_maml": _proto_maml,
-    "computed_head": _computed_head,
-    "ruled": _ruled,
-    "multi_step": _multi_step,
-}
+def _algorithm(learning_rate, steps, evaluation_steps, rule="SGD", estimator="Unrolled", **settings):
+    """What no preset is: `settings` are those of the estimator."""
+    rule, estimator = getattr(learning_rules, rule)(learning_rate), getattr(meta_gradients, estimator)(**settings)
+    return keras_maml.Algorithm(rule, estimator, steps, evaluation_steps)
 
 
 def make_algorithm(row):
     """The `Algorithm` of a row."""
-    return (ALGORITHMS.get(row.algorithm) or getattr(keras_maml, row.algorithm))(**row.settings)
-
-
-def _conv4(ways, normalization=lambda number: BatchNormalization(name=f"normalization_{number}"), after=None):
-    """The net of `networks.conv4`, with other layers in place of the normalisation or after it."""
-    model = keras.Sequential([keras.Input(IMAGE, dtype="uint8"), keras.layers.Rescaling(1 / 255)], name="conv4")
-    for number in range(1, 5):
-        model.add(keras.layers.Conv2D(64, 3, 2, padding="same", name=f"convolution_{number}"))
-        model.add(normalization(number))
-        if after is not None and after(number) is not None:
-            model.add(after(number))
-        model.add(keras.layers.ReLU())
-    model.add(keras.layers.GlobalAveragePooling2D())
-    model.add(keras.layers.Dense(ways, name="head"))
-    return model
+    make = _algorithm if row.algorithm == "composed" else getattr(keras_maml, row.algorithm)
+    return make(**row.settings)
 
 
 def _per_step(ways, steps, **settings):
-    layer = keras_maml.layers.PerStepBatchNormalization
-    return _conv4(ways, lambda number: layer(steps, name=f"normalization_{number}", **settings))
+    return keras_maml.layers.per_step_normalization(networks.conv4(IMAGE, ways), steps, **settings)
 
 
 def _context(ways, size):
-    def modulation(number):
-        return keras_maml.layers.ContextParameters(size, mode="modulate", name="context") if number == 3 else None
-
-    return _conv4(ways, after=modulation)
+    # After the third block, as in the paper.
+    layers = networks.conv4(IMAGE, ways).layers
+    place = [layer.name for layer in layers].index("normalization_3") + 1
+    context = keras_maml.layers.ContextParameters(size, mode="modulate", name="context")
+    return keras.Sequential([keras.Input(IMAGE, dtype="uint8"), *layers[:place], context, *layers[place:]])
 
 
 NETS = {
@@ -184,11 +147,20 @@ FIVE_WAY = {
         tasks=16,
         seeds=THREE,
     ),
-    "proto_maml": Row("Proto-MAML", "proto_maml", steps_of(0.4, 1, 3, scale=1.0)),
-    "protonet": Row("ProtoNet", "computed_head", {"head": "PrototypeHead"}),
-    "r2d2": Row("R2-D2", "computed_head", {"head": "RidgeHead"}),
-    "metaoptnet": Row("MetaOptNet-SVM", "computed_head", {"head": "SVMHead"}),
-    "meta_curvature": Row("Meta-Curvature", "ruled", steps_of(0.4, 1, 3, rule="MetaCurvature")),
+    # Other rows normalise queries by their own moments, which the statistics of each step give up.
+    "maml_plus_plus_transductive": Row(
+        "MAML++ without statistics of each step",
+        "MAMLPlusPlus",
+        steps_of(0.4, 2, 2),
+        net="per_step",
+        net_settings={"steps": 2, "statistics": "batch"},
+        tasks=16,
+    ),
+    "proto_maml": Row("Proto-MAML", "ProtoMAML", steps_of(0.4, 1, 3)),
+    "protonet": Row("ProtoNet", "ProtoNet", {}),
+    "r2d2": Row("R2-D2", "R2D2", {}),
+    "metaoptnet": Row("MetaOptNet-SVM", "MetaOptNet", {}),
+    "meta_curvature": Row("Meta-Curvature", "composed", steps_of(0.4, 1, 3, rule="MetaCurvature")),
     "cavia": Row("CAVIA", "CAVIA", steps_of(1.0, 2, 2), net="context", net_settings={"size": 100}),
     "pretrained": Row(
         "pretrained, fine-tuned", "fine_tuning", {"learning_rate": 0.1, "steps": 20, "head": False}, **CLASSIFIER
@@ -209,6 +181,7 @@ TWENTY_WAY = {
     for name, changes in {
         "maml": {},
         "maml_plus_plus": {"tasks": 8},
+        "maml_plus_plus_transductive": {"tasks": 8},
         "proto_maml": {},
         "protonet": {},
         "r2d2": {},
@@ -218,27 +191,23 @@ TWENTY_WAY = {
     }.items()
 }
 
-# MAML as the paper of MAML++ has it, and its ideas. The base has a constant outer rate, as the cosine is one of them.
+# The base has a constant outer rate, as the cosine is one of the ideas.
 BASE = {**WIDE, "tasks": 8, "rate": 1e-3, "schedule": "constant"}
+COSINE = {**BASE, "schedule": "cosine"}
 FIVE_STEPS = steps_of(0.4, 5, 5)
 ABLATION = {
     "base": Row("MAML, 5 steps", "MAML", FIVE_STEPS, **BASE),
     "multi_step": Row(
-        "and multi-step loss", "multi_step", {**FIVE_STEPS, "multi_step_share": 0.1, "first_order_share": 0.0}, **BASE
+        "and multi-step loss", "composed", {**FIVE_STEPS, "estimator": "MultiStep", "multi_step_share": 0.1}, **BASE
     ),
-    "derivative_order": Row(
-        "and first order at first",
-        "multi_step",
-        {**FIVE_STEPS, "multi_step_share": 0.0, "first_order_share": 0.3},
-        **BASE,
-    ),
-    "learned_rates": Row("and learned rates", "ruled", {**FIVE_STEPS, "rule": "LayerwiseSGD"}, **BASE),
+    "derivative_order": Row("and first order at first", "composed", {**FIVE_STEPS, "first_order_share": 0.5}, **BASE),
+    "learned_rates": Row("and learned rates", "composed", {**FIVE_STEPS, "rule": "LayerwiseSGD"}, **BASE),
     "per_step_statistics": Row(
         "and statistics of each step",
         "MAML",
         FIVE_STEPS,
         net="per_step",
-        net_settings={"steps": 5, "per_step_weights": False},
+        net_settings={"steps": 5, "weights_per_step": False},
         **BASE,
     ),
     "per_step_weights": Row(
@@ -246,17 +215,18 @@ ABLATION = {
         "MAML",
         FIVE_STEPS,
         net="per_step",
-        net_settings={"steps": 5, "per_step_statistics": False},
+        net_settings={"steps": 5, "statistics": "batch"},
         **BASE,
     ),
-    "cosine": Row("and cosine of the outer rate", "MAML", FIVE_STEPS, **{**BASE, "schedule": "cosine"}),
-    "all": Row(
-        "all six: MAML++",
+    "cosine": Row("and cosine of the outer rate", "MAML", FIVE_STEPS, **COSINE),
+    "all": Row("all six: MAML++", "MAMLPlusPlus", FIVE_STEPS, net="per_step", net_settings={"steps": 5}, **COSINE),
+    "all_transductive": Row(
+        "all but statistics of each step",
         "MAMLPlusPlus",
         FIVE_STEPS,
         net="per_step",
-        net_settings={"steps": 5},
-        **{**BASE, "schedule": "cosine"},
+        net_settings={"steps": 5, "statistics": "batch"},
+        **COSINE,
     ),
 }
 
