@@ -79,7 +79,7 @@ def run_one(arguments, name, key, seed):
     """Makes one run, in this process."""
     suite = suites.SUITES[name]
     row = suite.rows[key]
-    set_threads(row.tasks)
+    set_threads(row.tasks if row.training == "episodes" else 1)  # a classifier is no loop over tasks
     cache = arguments.output_dir / "omniglot.npz"
     splits = training.made_data() if arguments.made_data else training.omniglot(arguments.data_dir, cache)
     minutes = suite.minutes if arguments.minutes is None else arguments.minutes
@@ -147,7 +147,10 @@ def main():
     elif arguments.table:
         write_tables(arguments, store)
     else:
-        sys.exit(make_missing(arguments, store) > 0)
+        try:
+            sys.exit(make_missing(arguments, store) > 0)
+        except KeyboardInterrupt:
+            sys.exit("Stopped. What is finished is kept; call again for the rest.")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ def draw(suite, runs, path):
         style = STYLES[number // 10 % len(STYLES)]
         label = f"{suite.rows[name].title if name in suite.rows else name} ({100 * accuracies[-1]:.1f})"
         values = [100 * value for value in accuracies]
-        if len(values) == 1:  # nothing was trained
-            axes.axhline(values[0], color="grey", linewidth=1, label=label)
+        if seconds[-1] == 0:  # nothing was trained
+            axes.axhline(values[0], color="black", linestyle=":", linewidth=1, label=label)
         else:
             width = 2.5 if name == suite.reference else 1.3
             axes.plot(seconds, values, style, color=f"C{number % 10}", linewidth=width, marker=".", label=label)
