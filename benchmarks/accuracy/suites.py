@@ -91,8 +91,12 @@ def make_algorithm(row):
     return make(**row.settings)
 
 
-def _per_step(ways, steps, **settings):
-    return keras_maml.layers.per_step_normalization(networks.conv4(IMAGE, ways), steps, **settings)
+def _per_step(ways, steps, momentum=0.9, **settings):
+    net = networks.conv4(IMAGE, ways)
+    for number in range(1, 5):
+        # As with the authors. Keras's 0.99 remembers a hundred steps, which is long in a short run.
+        net.get_layer(f"normalization_{number}").momentum = momentum
+    return keras_maml.layers.per_step_normalization(net, steps, **settings)
 
 
 def _context(ways, size):
