@@ -121,7 +121,7 @@ def make_net(row, ways):
 
 
 THREE = (0, 1, 2)
-CLASSIFIER = {"training": "classes", "rate": 1e-3, "tasks": 1}
+CLASSIFIER = {"training": "classes", "tasks": 1}
 
 FIVE_WAY = {
     "maml": Row("MAML", "MAML", steps_of(0.4, 1, 3), seeds=THREE),
@@ -170,7 +170,7 @@ FIVE_WAY = {
         "pretrained, fine-tuned", "fine_tuning", {"learning_rate": 0.1, "steps": 20, "head": False}, **CLASSIFIER
     ),
     "pretrained_head": Row(
-        "pretrained, new head", "fine_tuning", {"learning_rate": 1.0, "steps": 50, "head": True}, **CLASSIFIER
+        "pretrained, new head", "fine_tuning", {"learning_rate": 0.3, "steps": 20, "head": True}, **CLASSIFIER
     ),
     "centroid": Row("pretrained, nearest centroid", "nearest_centroid", {"distance": "cosine"}, **CLASSIFIER),
     "joint": Row("joint training, fine-tuned", "joint", {"learning_rate": 0.1, "steps": 20}, training="joint"),
