@@ -101,8 +101,12 @@ def lines(store, suites):
 def _cell(values, kind):
     if kind == 2:
         return "/".join(str(value) for value in values)
-    text = f"{statistics.median(values):.2f}"
-    return text if len(values) == 1 else f"{text} [{min(values):.2f}-{max(values):.2f}]"
+    text = _number(statistics.median(values))
+    return text if len(values) == 1 else f"{text} [{_number(min(values))}-{_number(max(values))}]"
+
+
+def _number(value):
+    return f"{value:.2f}" if value < 1000 else f"{value:.0e}"  # means of diverged waves
 
 
 def markdown(store):
@@ -112,7 +116,7 @@ def markdown(store):
     )
     head = ["trained with", "outer steps", "supports", "mean error", "median error", "diverged", "seeds"]
     rows = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines(store, suites)]]
-    text = f"After 1, 5 and 10 steps: mean and median over {TASKS} waves, the median seed [least, greatest]; diverged: "
+    text = f"After 1, 5 and 10 steps: mean and median over {TASKS} waves, the median seed [least-greatest];\ndiverged: "
     return text + f"waves with an error above {DIVERGED:g}, each seed.\n\n" + "\n".join(rows) + "\n"
 
 
@@ -131,7 +135,7 @@ def main():
             if found is None:
                 found = as_read(run(name, arguments.iterations, seed))
                 store.write(suite, name, seed, found)
-            summary = ", ".join(f"{m:.2f} (median {d:.2f})" for m, d, _ in errors(found, 10).values())
+            summary = ", ".join(f"{_number(m)} (median {_number(d)})" for m, d, _ in errors(found, 10).values())
             print(f"{name} seed {seed}: {summary} after 1, 5, 10 steps; {found['seconds']:.0f} s", flush=True)
 
 
