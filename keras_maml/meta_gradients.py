@@ -19,7 +19,9 @@ import tensorflow as tf
 from keras_maml.adaptation import unscaled, value_and_gradients
 from keras_maml.inner_loop import replace
 from keras_maml.learning_rules import ProximalSGD
-from keras_maml.linear_solvers import conjugate_gradient, hessian_vector_product
+from keras_maml.linear_solvers import conjugate_gradient, hessian_vector_product, neumann_series
+
+SOLVERS = ("conjugate_gradient", "neumann")
 
 
 class TaskResult(NamedTuple):
@@ -219,11 +221,14 @@ class Implicit(MetaGradient):
 
     differentiates = False
 
-    def __init__(self, iterations=5, **kwargs):
+    def __init__(self, iterations=5, solver="conjugate_gradient", **kwargs):
         super().__init__(**kwargs)
         if iterations < 1:
             raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}.")
+        if solver not in SOLVERS:
+            raise ValueError(f"`solver` must be one of {SOLVERS}. Received: solver={solver!r}.")
         self.iterations = iterations
+        self.solver = solver
 
     def check(self, rule, layers, start=None):
         super().check(rule, layers, start)
@@ -249,14 +254,19 @@ class Implicit(MetaGradient):
         def support_loss(values):
             return task.loss(values, state, on="support")[0]
 
+        rule = task.learner.rule
+
         def matrix(vector):
             products = hessian_vector_product(support_loss, params, vector, scale)
-            strength = task.learner.rule.strength
-            return [v + p / strength for v, p in zip(vector, products, strict=True)]
+            return [v + p / rule.strength for v, p in zip(vector, products, strict=True)]
 
-        solution = conjugate_gradient(matrix, right_side, self.iterations)
+        if self.solver == "neumann":
+            rate = rule.rate(max(task.learner.steps - 1, 0), right_side[0].dtype) * rule.strength
+            solution = neumann_series(matrix, right_side, self.iterations, rate)
+        else:
+            solution = conjugate_gradient(matrix, right_side, self.iterations)
         gradients = [None if gradient[i] is None else solution[i] for i in task.learner.learned]
         return TaskResult(loss, predictions, gradients, after)
 
     def get_config(self):
-        return {**super().get_config(), "iterations": self.iterations}
+        return {**super().get_config(), "iterations": self.iterations, "solver": self.solver}
