@@ -45,8 +45,8 @@ def conjugate_gradient(matrix, right_side, iterations):
     The residual is orthogonal to all earlier ones, so that n iterations solve n unknowns exactly but for rounding. A
     residual of zero stays zero: iterations after the solution change nothing.
 
-    If the matrix turns out not to be positive definite, `d . matrix(d) <= 0` for a direction d, the result is what there
-    is by then, or the right side itself if that was the first direction; going on could lead anywhere.
+    If the matrix turns out not to be positive definite, `d . matrix(d) <= 0` for a direction d, the result is what
+    there is by then, or the right side itself if that was the first direction; going on could lead anywhere.
 
     Args:
         matrix: function from a list of tensors to a list of tensors of the same shapes.
