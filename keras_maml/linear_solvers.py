@@ -66,9 +66,9 @@ def conjugate_gradient(matrix, right_side, iterations):
         curvature = dot(direction, product)
         # `~(<= 0)`, so that what is not finite shows.
         positive = ~(curvature <= 0)
-        length = tf.where(going & positive, tf.math.divide_no_nan(squared, curvature), 0)
+        length = tf.where(going & positive, tf.math.divide_no_nan(squared, curvature), tf.zeros_like(squared))
         if iteration == 0:
-            length = tf.where(going & ~positive, 1, length)
+            length = tf.where(going & ~positive, tf.ones_like(length), length)
         going &= positive
         x = [u + length * d for u, d in zip(x, direction, strict=True)]
         residual = [r - length * p for r, p in zip(residual, product, strict=True)]

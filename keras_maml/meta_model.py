@@ -173,6 +173,7 @@ class MetaModel(EpisodeModel):
             loss=self._task_loss,
             steps=steps,
             training=training,
+            draws=self.meta_gradient.draws,
             **self._started.value,
         )
 
@@ -331,7 +332,10 @@ class MetaModel(EpisodeModel):
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
             return stacked, list(result.gradients), result.state
 
-        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True, copies=self._copies)
+        def gradients_at(values):
+            return self._run(one_task, x, y, sample_weight, values, training=True, learns=True, copies=self._copies)
+
+        return self.meta_gradient.of_batch(gradients_at, inputs.values_of(self.trainable_variables, variables))
 
     def _before_task(self, task, variables):
         if not self.log_before:

@@ -1,15 +1,4 @@
-"""How the outer gradient of one task is taken. Each estimator's class holds its difference and nothing else.
-
-An estimator sees a `Task`, never Keras, `tf.data` or labels. With `L` the loss on the queries, `phi(theta)` the
-parameters after adaptation:
-
-| estimator | outer gradient |
-|---|---|
-| `Unrolled` | `d L(phi(theta)) / d theta`, through every inner step or the last ones |
-| `FirstOrder` | the same with the inner gradients taken for constants |
-| `ParameterDifference` | `theta - phi` |
-| `Implicit` | `(I + H / strength)^-1 grad L(phi)`, H the Hessian of the support loss at phi |
-"""
+"""Estimators that differentiate, or compare parameters; see the package."""
 
 from typing import NamedTuple
 
@@ -43,6 +32,7 @@ class MetaGradient(keras.layers.Layer):
 
     differentiates = True  # whether it gives gradients for more than the adapting weights
     second_order = True  # whether it takes second derivatives of the support loss
+    draws = False  # whether it draws random numbers, from `Task.seed`
 
     def check(self, rule, layers, start=None):
         """Refuses what cannot be combined with this estimator.
@@ -76,6 +66,18 @@ class MetaGradient(keras.layers.Layer):
 
     def __call__(self, task, variables):
         raise NotImplementedError(f"{type(self).__name__} must implement `__call__`.")
+
+    def of_batch(self, gradients_at, variables):
+        """The outer gradient of a batch: the mean over its tasks, but for estimators that look at several.
+
+        Args:
+            gradients_at: function from values of the meta-learned variables to what `run_tasks` returns.
+            variables: list of tensors, those values.
+
+        Returns:
+            `(stacked, gradients, updates)` as `run_tasks`.
+        """
+        return gradients_at(variables)
 
     def get_config(self):
         return {"name": self.name}
@@ -209,14 +211,40 @@ class Implicit(MetaGradient):
     (I + H / strength) u = grad L(phi)
     ```
 
-    solved for u by conjugate gradients. Right at the minimum only: give the rule enough steps to come near it. The
-    strength is that of the rule, a `ProximalSGD`.
+    solved for u. The strength is that of the rule, a `ProximalSGD`.
+
+    | `solver` | iterations that it takes |
+    |---|---|
+    | `"conjugate_gradient"` | as many as H has clearly different eigenvalues |
+    | `"neumann"` | `1 / (learning_rate * strength)` or more |
+
+    Right at the minimum of `support loss + strength / 2 |phi - theta|^2` only. Every step leaves the share
+    `1 - learning_rate * (strength + curvature)` of the way to it, so that flat directions are left with
+    `exp(-steps * learning_rate * strength)` of theirs. Far from the minimum the gradient is that of another problem,
+    the more so the more iterations, and `I + H / strength` may not even be positive definite; conjugate gradients then end
+    with the iterate that they have.
+
+    The Neumann series, with `rate = learning_rate * strength`,
+
+    ```
+    u = rate * sum_(i = 0 ... iterations) (I - rate * (I + H / strength))^i grad L(phi)
+    ```
+
+    converges if and only if all eigenvalues of `learning_rate * (strength + H)` are in (0, 2): where inner steps do.
+    Its first terms are what the pull towards theta in so many last steps passes on to theta. A scheduled learning rate
+    is that of the last step.
 
     Args:
-        iterations: of conjugate gradients, at least 1.
+        iterations: products with the Hessian, at least 1.
+        solver: `"conjugate_gradient"` or `"neumann"`.
+
+    Raises:
+        ValueError: if an argument is out of range.
 
     References:
         - Rajeswaran et al. 2019, "Meta-learning with implicit gradients", arXiv:1909.04630
+        - `"neumann"`: Lorraine et al. 2020, "Optimizing millions of hyperparameters by implicit differentiation",
+          arXiv:1911.02590
     """
 
     differentiates = False
