@@ -121,9 +121,10 @@ class MetaModel(EpisodeModel):
         self.built = True
 
     def _cut(self):
-        halves, no_cut = (None, None) if all(self.mask) else split(self.model, self.mask)
+        frozen = len(self.model.weights) > len(self.model.trainable_variables)
+        halves, no_cut = split(self.model, self.mask) if frozen or not all(self.mask) else (None, None)
         self._halves = halves and Untracked((*halves, str(self.model.get_config())))
-        if no_cut:
+        if no_cut and not all(self.mask):
             warnings.warn(
                 f"Model '{self.model.name}' runs as a whole in every inner step, also the layers below those that "
                 f"adapt: {no_cut}.",

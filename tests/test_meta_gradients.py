@@ -378,8 +378,8 @@ def adapting_second(model):
         (lambda _: keras_maml.FOMAML(0.1, 2), False, (6, 3, 6)),
         # The body once for supports and once for queries: 2 x (2, 1, 2)
         (lambda _: keras_maml.ANIL(0.1, 2), False, (4, 2, 4)),
-        # A frozen layer has its forward passes and nothing else: 2 x [(1, 0, 0) + (2, 0, 2)] + (2, 0, 1)
-        (lambda _: keras_maml.MAML(0.1, 2), True, (8, 0, 5)),
+        # A frozen first layer runs forward, for supports and for queries: (1, 0, 0) + 2 x (2, 0, 2) + (2, 0, 1)
+        (lambda _: keras_maml.MAML(0.1, 2), True, (7, 0, 5)),
         # A first layer that is learned and does not adapt runs once, (1, 0, 1). The second is the first that adapts,
         # with a gradient for its inputs in the outer pass: 2 x (2, 2, 2) + (2, 1, 2)
         (adapting_second, False, (7, 5, 7)),

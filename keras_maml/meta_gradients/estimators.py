@@ -221,8 +221,8 @@ class Implicit(MetaGradient):
     Right at the minimum of `support loss + strength / 2 |phi - theta|^2` only. Every step leaves the share
     `1 - learning_rate * (strength + curvature)` of the way to it, so that flat directions are left with
     `exp(-steps * learning_rate * strength)` of theirs. Far from the minimum the gradient is that of another problem,
-    the more so the more iterations, and `I + H / strength` may not even be positive definite; conjugate gradients then end
-    with the iterate that they have.
+    the more so the more iterations, and `I + H / strength` may not even be positive definite; conjugate gradients then
+    end with the iterate that they have.
 
     The Neumann series, with `rate = learning_rate * strength`,
 
