@@ -154,10 +154,11 @@ def BOIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head
     return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
 
 
-def IMAML(learning_rate=0.01, steps=15, evaluation_steps=None, clipnorm=None, strength=2.0, iterations=5):
+def IMAML(learning_rate=0.01, steps=30, evaluation_steps=None, clipnorm=None, strength=2.0, iterations=2):
     """Implicit MAML (Rajeswaran et al. 2019, arXiv:1909.04630): memory does not grow with steps.
 
-    `strength` pulls phi towards theta, `iterations` are those of conjugate gradients."""
+    `strength` pulls phi towards theta, `iterations` are those of conjugate gradients. It learns if steps come near the
+    minimum, `steps * learning_rate * strength` about 1, and with few iterations if they do not: see `Implicit`."""
     rule = ProximalSGD(learning_rate, strength, clipnorm)
     return Algorithm(rule, Implicit(iterations), steps, evaluation_steps)
 

@@ -121,8 +121,8 @@ def trunk_and(*above):
 
 class TestFrozenTrunks:
     def test_only_an_adapter_moves_and_the_trunk_runs_once(self):
-        # Two layers, once for supports and once for queries, whatever the number of steps: Keras calls what is in a layer
-        # by its name.
+        # Two layers, once for supports and once for queries, whatever the number of steps. Operations bear the name of
+        # the layer that they are in.
         def products(steps):
             model = trunk_and(layers.Dense(4, "tanh"), layers.Dense(1))
             meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.1, steps), "parallel")

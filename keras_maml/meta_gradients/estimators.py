@@ -224,6 +224,16 @@ class Implicit(MetaGradient):
     the more so the more iterations, and `I + H / strength` may not even be positive definite; conjugate gradients then
     end with the iterate that they have.
 
+    Measured on sinusoids, two ReLU layers of 40, steps of 0.01, 600 outer steps of Adam, loss of about 4.1 before:
+
+    | strength, steps | share of the way left | 2 iterations | 5 iterations |
+    |---|---|---|---|
+    | 1, 50 | 0.61 | 0.88 | 2.25 |
+    | 2, 15 | 0.74 | | 3.28 |
+    | 2, 30 | 0.55 | 0.96 | |
+    | 2, 50 | 0.37 | 0.79 | |
+    | 5, 30 | 0.22 | 0.90 | 1.33 |
+
     The Neumann series, with `rate = learning_rate * strength`,
 
     ```
