@@ -359,7 +359,7 @@ def test_non_finite_tasks_are_counted():
 
 @pytest.mark.parametrize("trained, warns", [(1, True), (2, False)])
 def test_tasks_that_diverge_after_more_steps_than_were_trained(trained, warns):
-    # As above with a rate of 2, targets 3, 5 and one that is infinite from the start: after two steps 81 times the loss.
+    # As above with a rate of 2, targets 3, 5 and one infinite from the start: after two steps 81 times the loss.
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False, kernel_initializer="ones")])
     meta_model = keras_maml.MetaModel(model, keras_maml.MAML(2.0, trained))
     meta_model.compile("sgd", "mse")
