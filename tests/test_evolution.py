@@ -79,7 +79,7 @@ def test_its_mean_is_the_gradient():
     meta_model = parabola(EvolutionStrategies(4000, 0.1), mapping="vectorized")  # under XLA
     slope = 0.81 * (2.62 + 2)
     gradient = tf.function(meta_model.meta_gradients)(ONES, -2 * np.ones((1, 1, 1)))[2][0]
-    np.testing.assert_allclose(gradient, [[slope]], rtol=0.316)
+    np.testing.assert_allclose(gradient, [[slope]], rtol=0.5)
     exact = parabola(Unrolled()).meta_gradients(ONES, -2 * np.ones((1, 1, 1)))[2][0]
     np.testing.assert_allclose(exact, [[slope]], rtol=1e-5)
 
