@@ -19,6 +19,7 @@ from keras_maml import recipes
 from keras_maml import task_mapping
 from keras_maml.algorithms import ANIL
 from keras_maml.algorithms import BOIL
+from keras_maml.algorithms import CAVIA
 from keras_maml.algorithms import FOMAML
 from keras_maml.algorithms import IMAML
 from keras_maml.algorithms import MAML
@@ -28,6 +29,7 @@ from keras_maml.algorithms import Reptile
 from keras_maml.checking import check
 from keras_maml.evaluation import evaluate_episodes
 from keras_maml.heads import PrototypeHead
+from keras_maml.heads import ZeroContext
 from keras_maml.heads import ZeroHead
 from keras_maml.meta_model import MetaModel
 from keras_maml.plots import plot_adaptation
@@ -36,6 +38,10 @@ from keras_maml.plots import plot_learned_rates
 from keras_maml.plots import plot_regression_task
 from keras_maml.plots import plot_tasks
 from keras_maml.reports import EpisodeReport
+from keras_maml.roles import biases
+from keras_maml.roles import context_parameters
+from keras_maml.roles import lora
+from keras_maml.roles import normalization
 from keras_maml.selection import exclude
 from keras_maml.threads import set_threads
 

@@ -85,6 +85,7 @@ class Learner:
         start: the `Start`, or `None`: a task starts from theta.
         reset: positions in theta of what the start sets, in its order; `variables` of a `Task` do not hold them.
         body: `PureModel`, the part of the model whose outputs `Task.features` are; or `None`.
+        draws: whether the estimator draws random numbers, so that tasks need a seed though the model draws none.
     """
 
     model: PureModel
@@ -99,6 +100,7 @@ class Learner:
     start: keras.layers.Layer | None = None
     reset: tuple = ()
     body: PureModel | None = None
+    draws: bool = False
 
     @functools.cached_property
     def learned(self):

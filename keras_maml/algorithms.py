@@ -9,6 +9,7 @@
 | `ANIL` | `SGD` | `Unrolled` | the head |
 | `BOIL` | `SGD` | `Unrolled` | all but the head |
 | `IMAML` | `ProximalSGD` | `Implicit` | all |
+| `CAVIA` | `SGD` | `Unrolled` | the context, from 0 |
 
 All presets take
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import keras
 
-from keras_maml.heads import Start
+from keras_maml.heads import Start, ZeroContext
 from keras_maml.learning_rules import SGD, LearnedSGD, LearningRule, ProximalSGD
 from keras_maml.meta_gradients import (
     FirstOrder,
@@ -34,6 +35,7 @@ from keras_maml.meta_gradients import (
     ParameterDifference,
     Unrolled,
 )
+from keras_maml.roles import context_parameters
 from keras_maml.selection import Head, exclude, layer_reference
 
 
@@ -50,8 +52,9 @@ class Algorithm:
         steps: number of inner steps in training, at least 1, or 0 with a `start` that depends on the supports.
         evaluation_steps: number of inner steps in `evaluate`, `predict`, `adapt` and exports, at least 0; default
             `steps`.
-        layers: what adapts: a layer name or object, a sequence of them, `keras_maml.exclude(...)` of them, or a
-            predicate on a variable; default everything trainable. What does not adapt is still meta-learned.
+        layers: what adapts: a layer name or object, `keras_maml.biases`, `normalization`, `lora` or
+            `context_parameters`, a sequence of these, `keras_maml.exclude(...)` of them, or a predicate on a variable;
+            default everything trainable. What does not adapt is still meta-learned.
         start: a `Start`, such as `keras_maml.PrototypeHead()`: weights that are not meta-learned, but set at the start
             of every task; default none.
 
@@ -151,12 +154,20 @@ def BOIL(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, head
     return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, layers)
 
 
-def IMAML(learning_rate=0.01, steps=15, evaluation_steps=None, clipnorm=None, strength=2.0, iterations=5):
+def IMAML(learning_rate=0.01, steps=30, evaluation_steps=None, clipnorm=None, strength=2.0, iterations=2):
     """Implicit MAML (Rajeswaran et al. 2019, arXiv:1909.04630): memory does not grow with steps.
 
-    `strength` pulls phi towards theta, `iterations` are those of conjugate gradients."""
+    `strength` pulls phi towards theta, `iterations` are those of conjugate gradients. It learns if steps come near the
+    minimum, `steps * learning_rate * strength` about 1, and with few iterations if they do not: see `Implicit`."""
     rule = ProximalSGD(learning_rate, strength, clipnorm)
     return Algorithm(rule, Implicit(iterations), steps, evaluation_steps)
+
+
+def CAVIA(learning_rate=1.0, steps=2, evaluation_steps=None, clipnorm=None):
+    """Fast context adaptation (Zintgraf et al. 2019, arXiv:1810.03642): only the context of
+    `layers.ContextParameters` adapts, from 0; all else is shared by all tasks."""
+    rule, start = SGD(learning_rate, clipnorm), ZeroContext()
+    return Algorithm(rule, Unrolled(), steps, evaluation_steps, layers=context_parameters, start=start)
 
 
 PRESETS = {
@@ -167,6 +178,7 @@ PRESETS = {
     "anil": ANIL,
     "boil": BOIL,
     "imaml": IMAML,
+    "cavia": CAVIA,
 }
 
 

@@ -53,7 +53,7 @@ def run_tasks(
         support = (*episode["support"], episode.get("support_weight"))
         query = (episode["query"][0], None if y is None else episode["query"][1], episode.get("query_weight"))
         seed = None
-        if positions:
+        if positions or (learned and learner.draws):
             seed = tf.random.experimental.stateless_fold_in(batch_seed, tf.cast(index, "int64"))
         stacked, gradients, after = one_task(Task(learner, support, query, state, seed, positions), variables)
         for name in [name for name in stacked if name.startswith("predictions")]:

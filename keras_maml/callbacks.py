@@ -1,9 +1,10 @@
-"""Keras callbacks for meta-learning: adaptation curves in the logs, and a stop where tasks are not finite."""
+"""Keras callbacks for meta-learning: adaptation curves and learned rates in the logs, a stop for tasks not finite."""
 
 import math
 import warnings
 
 import keras
+import numpy as np
 
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.pipeline import Plan
@@ -67,6 +68,57 @@ class AdaptationCurve(keras.callbacks.Callback):
             for metric in report.metrics:
                 for steps in report.steps:
                     logs[f"{metric}_after_{steps}"] = report.summary(metric, steps).mean
+
+
+class LearnedRates(keras.callbacks.Callback):
+    """Logs what the learning rule has learned, at the end of every epoch.
+
+        meta_model = keras_maml.MetaModel(model, keras_maml.MetaSGD(0.1))
+        meta_model.fit(train, callbacks=[keras_maml.callbacks.LearnedRates(), keras.callbacks.TensorBoard("logs")], ...)
+
+    The mean, the least and the greatest number of every weight of the rule go into the logs, and so into the history,
+    `keras.callbacks.TensorBoard`, `CSVLogger` and the like:
+
+    - of rates, one tensor for each adapting weight, as steps are made with them (after `softplus`, say), by the path of
+      that weight: `rate/dense/kernel/mean`, `rate/dense/kernel/min`, `rate/dense/kernel/max`,
+    - of what other rules learn, matrices or a net, as it is: `rule/<its own path>/mean` and so on.
+
+    Raises:
+        ValueError: at the start of `fit`, if the rule learns nothing.
+    """
+
+    writes_logs = True
+
+    def on_train_begin(self, logs=None):
+        rule = self.model.rule
+        if not rule.learned:
+            raise ValueError(
+                f"`LearnedRates` has nothing to log: `{type(rule).__name__}` learns no weights. Leave it out, or use a "
+                "rule that does, such as `LearnedSGD`, as `keras_maml.MetaSGD()` has."
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None:
+            return
+        for name, values in self._named():
+            logs.update({f"{name}/{key}": float(getattr(np, key)(values)) for key in ("mean", "min", "max")})
+
+    def _named(self):
+        rule, model = self.model.rule, self.model.model
+        if hasattr(rule, "learned_rates"):
+            adapting = [v for v, adapts in zip(model.trainable_variables, self.model.mask, strict=True) if adapts]
+            pairs = zip(adapting, rule.learned_rates(), strict=True)
+            kind, prefix = "rate", f"{model.name}/"
+        else:
+            pairs = ((v, v) for v in rule.trainable_variables)
+            kind, prefix = "rule", f"{rule.name}/"
+        taken = set()
+        for variable, values in pairs:
+            name = base = f"{kind}/{variable.path.removeprefix(prefix)}"
+            while name in taken:  # paths are not unique
+                name = f"{base}_{1 + int(name[len(base) + 1 :] or 0)}"
+            taken.add(name)
+            yield name, np.asarray(values)
 
 
 class NonFiniteTasks(keras.callbacks.Callback):

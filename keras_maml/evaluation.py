@@ -1,6 +1,7 @@
 """Judging a few-shot learner on many tasks, after several numbers of inner steps at once."""
 
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -34,12 +35,29 @@ def evaluate_episodes(meta_model, episodes, tasks=600, steps=(0, 1, 5, 10), verb
         verbose: whether a progress bar shows: "auto", 0, 1 or 2, as for `predict`.
 
     Returns:
-        An `EpisodeReport`.
+        An `EpisodeReport`. A warning says so if tasks diverge after more steps than the model was trained with, as
+        those of `MetaSGD` may: learned step sizes are right for as many steps as they were learned with.
 
     Raises:
         ValueError: for arguments out of range, malformed episodes, or too few of them.
     """
-    return Evaluator(meta_model, steps).report(episodes, tasks, verbose)
+    report = Evaluator(meta_model, steps).report(episodes, tasks, verbose)
+    _warn_of_divergence(report, meta_model.algorithm.steps)
+    return report
+
+
+def _warn_of_divergence(report, trained):
+    sound = np.isfinite(report.loss_before)
+    for steps in report.steps:
+        lost = int((report.diverged(steps) | (report.non_finite(steps) & sound)).sum())
+        if steps > trained and lost:
+            warnings.warn(
+                f"{lost} of {report.tasks} tasks diverged within {steps} inner steps, and the model was trained with "
+                f"{trained}: a mean over them says little, look at the median. Evaluate with fewer steps "
+                "(`evaluation_steps=`), or train with more `steps`, `clipnorm=10` or a smaller learning rate.",
+                stacklevel=3,
+            )
+            return
 
 
 class Evaluator:

@@ -5,6 +5,8 @@
 | `ZeroHead` | 0 |
 | `PrototypeHead` | from the mean of each class's support features |
 
+`ZeroContext` sets the context of `layers.ContextParameters` to 0, and leaves the output layer alone.
+
 What a start sets is not meta-learned: it gets no outer gradient, and the optimizer does not see it. It adapts from
 there as `Algorithm(layers=...)` says. The output layer has as many units in every task: where an episode has fewer
 classes, the others are classes without supports.
@@ -14,7 +16,8 @@ import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import PureModel
-from keras_maml.selection import cut_below, find_head
+from keras_maml.roles import context_parameters
+from keras_maml.selection import cut_below, find_head, flatten_layers
 
 
 class Start(keras.layers.Layer):
@@ -73,6 +76,20 @@ class ZeroHead(Start):
 
     def __call__(self, task, params):
         return task.reset(params, [tf.zeros_like(params[i]) for i in task.learner.reset])
+
+
+@keras.saving.register_keras_serializable("keras_maml")
+class ZeroContext(ZeroHead):
+    """The context of every `layers.ContextParameters` is 0 before the first step, and not meta-learned.
+
+    What a learned start of the context would add, the weights that read it can learn as well.
+
+    References:
+        - Zintgraf et al. 2019, "Fast context adaptation via meta-learning", arXiv:1810.03642
+    """
+
+    def resets(self, model):
+        return context_parameters.variables(model, flatten_layers(model))
 
 
 @keras.saving.register_keras_serializable("keras_maml")

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_maml.context import ContextParameters as ContextParameters
 from keras_maml.second_derivatives import batch_normalization, max_pooling
 
 STATISTICS = ("batch", "support", "moving")

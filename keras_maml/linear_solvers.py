@@ -45,6 +45,9 @@ def conjugate_gradient(matrix, right_side, iterations):
     The residual is orthogonal to all earlier ones, so that n iterations solve n unknowns exactly but for rounding. A
     residual of zero stays zero: iterations after the solution change nothing.
 
+    If the matrix turns out not to be positive definite, `d . matrix(d) <= 0` for a direction d, the result is what
+    there is by then, or the right side itself if that was the first direction; going on could lead anywhere.
+
     Args:
         matrix: function from a list of tensors to a list of tensors of the same shapes.
         right_side: list of tensors.
@@ -52,16 +55,50 @@ def conjugate_gradient(matrix, right_side, iterations):
 
     References:
         - Hestenes and Stiefel 1952, "Methods of conjugate gradients for solving linear systems"
+        - the stop: Nocedal and Wright 2006, "Numerical optimization", algorithm 7.1
     """
     x = [tf.zeros_like(b) for b in right_side]
     residual = direction = right_side
     squared = dot(residual, residual)
-    for _ in range(iterations):
+    going = squared > 0
+    for iteration in range(iterations):
         product = matrix(direction)
-        length = tf.math.divide_no_nan(squared, dot(direction, product))
+        curvature = dot(direction, product)
+        # `~(<= 0)`, so that what is not finite shows.
+        positive = ~(curvature <= 0)
+        length = tf.where(going & positive, tf.math.divide_no_nan(squared, curvature), tf.zeros_like(squared))
+        if iteration == 0:
+            length = tf.where(going & ~positive, tf.ones_like(length), length)
+        going &= positive
         x = [u + length * d for u, d in zip(x, direction, strict=True)]
         residual = [r - length * p for r, p in zip(residual, product, strict=True)]
         squared, previous = dot(residual, residual), squared
         turn = tf.math.divide_no_nan(squared, previous)
         direction = [r + turn * d for r, d in zip(residual, direction, strict=True)]
     return x
+
+
+def neumann_series(matrix, right_side, iterations, rate):
+    """Approximates the solution of `matrix(x) = right_side` by the first terms of a Neumann series.
+
+    ```
+    x = rate * sum_(i = 0 ... iterations) (I - rate * matrix)^i right_side
+    ```
+
+    Converges to the solution if and only if every eigenvalue of `rate * matrix` is in (0, 2), by the factor
+    `max |1 - rate * eigenvalue|` a term; beyond, terms grow without bound.
+
+    Args:
+        matrix: function from a list of tensors to a list of tensors of the same shapes.
+        right_side: list of tensors.
+        iterations: number of products with the matrix, at least 1.
+        rate: positive number or scalar tensor.
+
+    References:
+        - Lorraine et al. 2020, "Optimizing millions of hyperparameters by implicit differentiation", arXiv:1911.02590
+    """
+    term = total = right_side
+    for _ in range(iterations):
+        term = [t - tf.cast(rate, t.dtype) * p for t, p in zip(term, matrix(term), strict=True)]
+        total = [s + t for s, t in zip(total, term, strict=True)]
+    return [tf.cast(rate, s.dtype) * s for s in total]

@@ -121,9 +121,10 @@ class MetaModel(EpisodeModel):
         self.built = True
 
     def _cut(self):
-        halves, no_cut = (None, None) if all(self.mask) else split(self.model, self.mask)
+        frozen = len(self.model.weights) > len(self.model.trainable_variables)
+        halves, no_cut = split(self.model, self.mask) if frozen or not all(self.mask) else (None, None)
         self._halves = halves and Untracked((*halves, str(self.model.get_config())))
-        if no_cut:
+        if no_cut and not all(self.mask):
             warnings.warn(
                 f"Model '{self.model.name}' runs as a whole in every inner step, also the layers below those that "
                 f"adapt: {no_cut}.",
@@ -173,6 +174,7 @@ class MetaModel(EpisodeModel):
             loss=self._task_loss,
             steps=steps,
             training=training,
+            draws=self.meta_gradient.draws,
             **self._started.value,
         )
 
@@ -331,7 +333,10 @@ class MetaModel(EpisodeModel):
             stacked = {"predictions": result.predictions, "loss": result.loss, **self._before_task(task, variables)}
             return stacked, list(result.gradients), result.state
 
-        return self._run(one_task, x, y, sample_weight, variables, training=True, learns=True, copies=self._copies)
+        def gradients_at(values):
+            return self._run(one_task, x, y, sample_weight, values, training=True, learns=True, copies=self._copies)
+
+        return self.meta_gradient.of_batch(gradients_at, inputs.values_of(self.trainable_variables, variables))
 
     def _before_task(self, task, variables):
         if not self.log_before:

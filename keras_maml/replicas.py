@@ -24,6 +24,19 @@ def scaled(tensors, factor):
     return [tf.math.multiply_no_nan(tensor, tf.cast(factor, tensor.dtype)) for tensor in tensors]
 
 
+def mean_over_replicas(gradients, stacked):
+    """The mean over the tasks of all replicas, from that of each.
+
+    Args:
+        gradients: list of tensors, means over the tasks of this replica.
+        stacked: what its tasks stacked.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return gradients
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, scaled(gradients, share_of_tasks(stacked)))
+
+
 def write_mean(updates, share):
     """Assigns to variables the mean over all tasks: `updates` are pairs of a variable and this replica's mean."""
     if not updates:

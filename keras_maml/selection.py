@@ -6,6 +6,7 @@ import difflib
 import keras
 
 from keras_maml.layers import statistics_of
+from keras_maml.roles import Role
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -26,11 +27,26 @@ class Exclude:
 def exclude(*layers):
     """All layers of the model except these, for `Algorithm(layers=...)`.
 
+    What is left out is still meta-learned. Layers put into a model to be left out, between those that adapt, shape the
+    inner gradients: a T-Net, or warp layers.
+
+        x = Dense(64, use_bias=False)(inputs)                        # W, adapts
+        x = Dense(64, use_bias=False, name="warp")(x)                # T, a start of `"identity"` makes it a plain layer
+        keras_maml.Algorithm(SGD(0.1), Unrolled(), steps=5, layers=keras_maml.exclude("warp"))
+
+    After a step on W the product has moved by `-learning_rate * T T' dL/d(TW)` (T' the transpose): T is a learned
+    metric. A warp layer is any layer, with its activation too.
+
     Args:
-        *layers: layer names or layer objects.
+        *layers: layer names or layer objects, or roles such as `keras_maml.normalization`.
 
     Raises:
         ValueError: if no layer is given.
+
+    References:
+        - Lee and Choi 2018, "Gradient-based meta-learning with learned layerwise metric and subspace",
+          arXiv:1801.05558
+        - Flennerhag et al. 2020, "Meta-learning with warped gradient descent", arXiv:1909.00025
     """
     if not layers:
         raise ValueError("`exclude` needs at least one layer, by name or object. Received none.")
@@ -80,8 +96,8 @@ def adapting_mask(model, layers):
 
     Args:
         model: a built model.
-        layers: `None` (all), a layer name, a layer object, `exclude(...)`, a sequence of these, or a predicate on a
-            variable.
+        layers: `None` (all), a layer name, a layer object, a `Role`, a sequence of these, `exclude(...)`, or a
+            predicate on a variable.
 
     Raises:
         ValueError: if a layer is unknown or ambiguous, has no trainable weights, or if nothing is left to adapt.
@@ -122,6 +138,9 @@ def fingerprint(model):
 def _variables_of(model, members):
     found = set()
     for member in members:
+        if isinstance(member, Role):
+            found |= {id(v) for v in member.variables(model, flatten_layers(model)[1:])}
+            continue
         layer = _find(model, member)
         if not layer.trainable_variables:
             raise ValueError(
@@ -142,8 +161,8 @@ def _find(model, member):
         raise ValueError(f"Layer object '{member.name}' is not part of model '{model.name}'.")
     if not isinstance(member, str):
         raise ValueError(
-            "`layers` takes layer names, layer objects, `keras_maml.exclude(...)` of them, or a predicate on a "
-            f"variable. Received: {member!r}."
+            "`layers` takes layer names, layer objects, `keras_maml.exclude(...)` of them, roles such as "
+            f"`keras_maml.biases`, or a predicate on a variable. Received: {member!r}."
         )
     # `_flatten_layers` lists a shared layer once for each owner.
     matches = {id(layer): layer for layer in layers if layer.name == member}

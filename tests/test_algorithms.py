@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_maml
-from keras_maml import ANIL, BOIL, FOMAML, IMAML, MAML, Algorithm, MetaSGD, Reptile, algorithms
+from keras_maml import ANIL, BOIL, CAVIA, FOMAML, IMAML, MAML, Algorithm, MetaSGD, Reptile, algorithms
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, ProximalSGD
 from keras_maml.meta_gradients import FirstOrder, Implicit, ParameterDifference, Unrolled
 from keras_maml.selection import Exclude, Head
@@ -21,12 +21,14 @@ PRESETS = {
     "anil": (ANIL, SGD, Unrolled, (Head(),)),
     "boil": (BOIL, SGD, Unrolled, Exclude((Head(),))),
     "imaml": (IMAML, ProximalSGD, Implicit, None),
+    "cavia": (CAVIA, SGD, Unrolled, keras_maml.context_parameters),
 }
 
 
 def model():
+    context = keras_maml.layers.ContextParameters(2)
     return keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(2, name="head")]
+        [keras.Input((3,)), keras.layers.Dense(4, name="hidden"), context, keras.layers.Dense(2, name="head")]
     )
 
 
@@ -44,6 +46,7 @@ def test_presets(name):
 
 def test_settings_of_single_presets():
     assert Reptile(data="episode").meta_gradient.data == "episode"
+    assert type(CAVIA().start) is keras_maml.ZeroContext
     algorithm = IMAML(strength=5.0, iterations=3)
     assert (algorithm.rule.strength, algorithm.meta_gradient.iterations) == (5.0, 3)
     assert ANIL(head="head").layers == ("head",) and BOIL(head="head").layers == Exclude(("head",))
@@ -114,7 +117,7 @@ def test_configuration(name):
 
 def test_configuration_of_layer_objects_holds_their_names():
     base = model()
-    chosen = Algorithm(SGD(), Unrolled(), 1, layers=[base.layers[1]])
+    chosen = Algorithm(SGD(), Unrolled(), 1, layers=[base.layers[-1]])
     excluded = Algorithm(SGD(), Unrolled(), 1, layers=keras_maml.exclude(base.layers[0]))
     for algorithm, expected in ((chosen, ("head",)), (excluded, Exclude(("hidden",)))):
         again = Algorithm.from_config(json.loads(json.dumps(algorithm.get_config())))
@@ -175,6 +178,6 @@ def test_pairs_that_cannot_be(make, message):
     ],
 )
 def test_unknown_algorithms(wrong, hint):
-    with pytest.raises(ValueError, match=r"must be an `Algorithm` or one of \['anil', 'boil', 'fomaml'") as error:
+    with pytest.raises(ValueError, match=r"must be an `Algorithm` or one of \['anil', 'boil', 'cavia', 'f") as error:
         algorithms.get(wrong)
     assert str(error.value).endswith(hint)

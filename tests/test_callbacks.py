@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_maml
-from keras_maml.callbacks import AdaptationCurve, NonFiniteTasks
+from keras_maml.callbacks import AdaptationCurve, LearnedRates, NonFiniteTasks
 
 FIXED = keras_maml.episodes.fixed
 
@@ -110,6 +110,63 @@ def some_bad(bad_of_batch):
             yield {**x, "support_y": support_y}, y
 
     return tf.data.Dataset.from_generator(generate, output_signature=waves().element_spec)
+
+
+class TestLearnedRates:
+    def fitted(self, rule, steps=1, callbacks=(), **algorithm):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, name="a"), keras.layers.Dense(1, name="b")])
+        algorithm = keras_maml.Algorithm(rule, keras_maml.meta_gradients.FirstOrder(), steps, **algorithm)
+        meta_model = keras_maml.MetaModel(model, algorithm, "parallel")
+        meta_model.compile(keras.optimizers.SGD(1e-3), "mse")
+        callbacks = [*callbacks, LearnedRates()]
+        history = meta_model.fit(waves(), steps_per_epoch=1, epochs=2, verbose=0, callbacks=callbacks).history
+        return meta_model, history
+
+    def test_rates_as_steps_use_them(self):
+        recorder = Recorder()
+        rule = keras_maml.learning_rules.LearnedSGD(0.1, positive=True)
+        meta_model, history = self.fitted(rule, callbacks=[recorder])
+        rates = {f"{v.path.partition('/')[2]}": np.log1p(np.exp(r.numpy())) for v, r in
+                 zip(meta_model.model.trainable_variables, meta_model.rule.rates, strict=True)}
+        assert list(rates) == ["a/kernel", "a/bias", "b/kernel", "b/bias"]
+        for path, values in rates.items():
+            for key in ("mean", "min", "max"):
+                name = f"rate/{path}/{key}"
+                np.testing.assert_allclose(history[name][-1], getattr(values, key)(), rtol=1e-6)
+                assert recorder.logs[1][name] == history[name][1]
+        assert history["rate/a/kernel/min"][0] != history["rate/a/kernel/min"][1]
+
+    def test_of_what_adapts_and_by_step(self):
+        meta_model, history = self.fitted(keras_maml.learning_rules.LayerwiseSGD(0.1), 3, layers="b")
+        assert sorted(name for name in history if name.startswith("rate/")) == [
+            f"rate/b/{weight}/{key}" for weight in ("bias", "kernel") for key in ("max", "mean", "min")
+        ]
+        np.testing.assert_allclose(history["rate/b/kernel/max"][-1], meta_model.rule.rates[0].numpy().max())
+
+    def test_of_other_rules(self, tmp_path):
+        log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        meta_model, history = self.fitted(keras_maml.learning_rules.ALFA(0.1, seed=0), callbacks=[log])
+        np.testing.assert_allclose(history["rule/keeps/mean"][-1], meta_model.rule.keeps.numpy().mean(), rtol=1e-6)
+        assert "rule/hidden_kernel/min" in (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+
+    def test_weights_of_one_path_are_told_apart(self):
+        inputs = x = keras.Input((1,))
+        for _ in range(3):
+            x = keras.Model(inputs, keras.layers.Dense(1, name="d")(inputs))(x)
+        model = keras.Model(inputs, x)
+        meta_model = keras_maml.MetaModel(model, keras_maml.MetaSGD(0.1))
+        callback = LearnedRates()
+        callback.set_model(meta_model)
+        logs = {}
+        callback.on_epoch_end(0, logs)
+        assert [name for name in logs if name.endswith("kernel/mean") or "kernel_" in name and "mean" in name] == [
+            f"rate/d/{name}/mean" for name in ("kernel", "kernel_1", "kernel_2")
+        ]
+
+    def test_a_rule_that_learns_nothing(self):
+        with pytest.raises(ValueError, match="`LearnedRates` has nothing to log: `SGD` learns no weights"):
+            compiled().fit(waves(), steps_per_epoch=1, verbose=0, callbacks=[LearnedRates()])
 
 
 class TestNonFiniteTasks:

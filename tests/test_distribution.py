@@ -17,6 +17,7 @@ CASES = (
     "ParameterDifference",
     "Implicit",
     "MetaSGD, vectorized",
+    "SharpnessAware, last batch of 1",
     "last batch of 3",
     "last batch of 1",
 )
@@ -34,6 +35,8 @@ import keras_maml
 WAYS = 3
 norm = keras_maml.layers.BatchNormalization
 moving = lambda: keras_maml.layers.BatchNormalization("moving")
+uphill = keras_maml.meta_gradients.SharpnessAware(keras_maml.meta_gradients.FirstOrder(), 0.5)
+sharp = keras_maml.Algorithm(keras_maml.learning_rules.SGD(0.1), uphill, 1)
 # algorithm, normalisation of a convolutional model or `None` for a dense one, tasks in batches of 4
 cases = {
     "stock normalisation, Unrolled": (keras_maml.MAML(0.1, 1), layers.BatchNormalization, 12),
@@ -41,6 +44,7 @@ cases = {
     "ParameterDifference": (keras_maml.Reptile(0.1, 2), layers.ReLU, 12),
     "Implicit": (keras_maml.IMAML(0.1, 1, iterations=2), layers.ReLU, 12),
     "MetaSGD, vectorized": (keras_maml.MetaSGD(0.1, 1), None, 9),
+    "SharpnessAware, last batch of 1": (sharp, None, 9),
     "last batch of 3": (keras_maml.FOMAML(0.1, 1), moving, 11),
     "last batch of 1": (keras_maml.FOMAML(0.1, 1), moving, 9),
 }

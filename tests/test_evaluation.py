@@ -1,5 +1,7 @@
 """Per-task values against models that `adapt` makes one by one, judged by NumPy and by fresh Keras metrics."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -337,7 +339,9 @@ def test_non_finite_tasks_are_counted():
     y = np.reshape([3, 1e30, 5, 0], (4, 1, 1)).astype("float32")
     meta_model = compiled(model, "mse", 0.25, metrics=["mae"])
     data = {"support_x": ones, "support_y": y, "query_x": ones}, y
-    report = evaluate_episodes(meta_model, data, None, (0, 1), verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a task that is not finite from the start has not diverged
+        report = evaluate_episodes(meta_model, data, None, (0, 1), verbose=0)
     np.testing.assert_allclose(report.of("loss", 0), [4, np.inf, 16, 1], rtol=1e-6)
     np.testing.assert_allclose(report.of("loss", 1), [1, np.inf, 4, 0.25], rtol=1e-6)
     summary = report.summary("mae")
@@ -351,6 +355,23 @@ def test_non_finite_tasks_are_counted():
     assert report.diverged(2).tolist() == [True, False, True, True]
     assert report.steps == (1, 2)
     np.testing.assert_allclose(report.loss_before, [4, np.inf, 16, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("trained, warns", [(1, True), (2, False)])
+def test_tasks_that_diverge_after_more_steps_than_were_trained(trained, warns):
+    # As above with a rate of 2, targets 3, 5 and one infinite from the start: after two steps 81 times the loss.
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(2.0, trained))
+    meta_model.compile("sgd", "mse")
+    ones = np.ones((3, 1, 1), "float32")
+    y = np.reshape([3, 1e30, 5], (3, 1, 1)).astype("float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluate_episodes(meta_model, ({"support_x": ones, "support_y": y, "query_x": ones}, y), None, (1, 2), 0)
+    said = [str(w.message) for w in caught if "diverged" in str(w.message)]
+    assert len(said) == warns
+    if warns:
+        assert said[0].startswith("2 of 3 tasks diverged within 2 inner steps, and the model was trained with 1:")
 
 
 def test_batches_are_of_no_account(evaluator):

@@ -1,10 +1,12 @@
 """Against `numpy.linalg` on systems whose matrix can be written down."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_maml.linear_solvers import conjugate_gradient, dot, hessian_vector_product
+from keras_maml.linear_solvers import conjugate_gradient, dot, hessian_vector_product, neumann_series
 
 
 def pack(vector):
@@ -92,3 +94,27 @@ def test_sparse_gradients_become_dense():
 
 def test_dot():
     assert dot([tf.constant([1.0, 2.0]), tf.constant(3.0)], [tf.constant([4.0, 5.0]), tf.constant(6.0)]) == 32
+
+
+def matrix_of(rows):
+    return lambda vector: [tf.linalg.matvec(tf.constant(rows, tf.float64), vector[0])]
+
+
+def test_conjugate_gradient_stops_where_curvature_is_not_positive():
+    # b = (2, 1). diag(1, -4): b'Ab = 0, no positive curvature along the first direction, so x = b.
+    # diag(2, -1): b'Ab = 7, |b|^2 = 5, x = 5/7 b; residual b - A x = (-6/7, 12/7), turn (180/49) / 5 = 36/49,
+    # direction (-6/7 + 72/49, 12/7 + 36/49) = (30/49, 120/49), curvature (2 * 900 - 14400) / 49^2 < 0: there it ends.
+    b = [tf.constant([2.0, 1.0], tf.float64)]
+    np.testing.assert_allclose(conjugate_gradient(matrix_of(np.diag([1.0, -4.0])), b, 9)[0], [2, 1])
+    np.testing.assert_allclose(conjugate_gradient(matrix_of(np.diag([2.0, -1.0])), b, 9)[0], [10 / 7, 5 / 7])
+
+
+def test_neumann_series():
+    # Terms, with the matrix diag(1, 3) and rate 1/2: (1/2)^i and (-1/2)^i. Three products: 1/2 (1 + 1/2 + 1/4 + 1/8)
+    # and 1/2 (1 - 1/2 + 1/4 - 1/8); many: 1 and 1/3.
+    b = [tf.constant([1.0, 1.0], tf.float64)]
+    solve = functools.partial(neumann_series, matrix_of(np.diag([1.0, 3.0])), b)
+    np.testing.assert_allclose(solve(3, 0.5)[0], [0.9375, 0.3125], rtol=1e-12)
+    np.testing.assert_allclose(solve(60, 0.5)[0], [1, 1 / 3], rtol=1e-12)
+    # At rate 1 the second eigenvalue of rate * matrix is 3, beyond 2: terms (-2)^i grow.
+    np.testing.assert_allclose(solve(5, 1.0)[0], [1, 1 - 2 + 4 - 8 + 16 - 32], rtol=1e-12)

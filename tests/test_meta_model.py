@@ -921,3 +921,16 @@ def test_arguments():
         keras_maml.MetaModel(named(), keras_maml.ANIL(head="heed"))
     with pytest.raises(ValueError, match="`task_mapping` must be"):
         keras_maml.MetaModel(dense(), task_mapping="vectorised")
+
+
+@pytest.mark.parametrize("clipping", ["clipnorm", "global_clipnorm"])
+def test_outer_gradients_are_clipped_by_the_optimizer(clipping):
+    # A kernel and a bias of 0 with large gradients, in a compiled step of plain descent at rate 1: each moves by 0.3,
+    # or both by 0.3 together.
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.01, 1), "parallel")
+    meta_model.compile(keras.optimizers.SGD(1.0, **{clipping: 0.3}), "mse")
+    x = {name: np.ones((1, 1, 1), "float32") for name in ("support_x", "support_y", "query_x")}
+    meta_model.train_on_batch(x, np.full((1, 1, 1), 100.0))
+    moved = np.concatenate([np.ravel(w) for w in model.get_weights()])
+    np.testing.assert_allclose(np.hypot(*moved) if clipping == "global_clipnorm" else moved, 0.3, rtol=1e-5)
