@@ -1,10 +1,11 @@
-"""Keras callbacks for meta-learning: adaptation curves in the logs, and a stop where tasks are not finite."""
+"""Keras callbacks for meta-learning: adaptation curves in the logs, a stop where tasks are not finite, schedules."""
 
 import math
 import warnings
 
 import keras
 
+from keras_maml.annealing import Anneal  # noqa: F401
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.pipeline import Plan
 from keras_maml.evaluation import Evaluator, check_steps

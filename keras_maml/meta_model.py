@@ -107,6 +107,7 @@ class MetaModel(EpisodeModel):
 
     def _build_parts(self):
         mapping_choice.check(self._mapping, self.model)
+        checks.check_rows(self.model, self.algorithm.steps)
         self.mask = adapting_mask(self.model, self.algorithm.layers)
         self._fingerprint = fingerprint(self.model)
         self._output_shape = getattr(self.model, "output_shape", self._output_shape)
@@ -115,6 +116,8 @@ class MetaModel(EpisodeModel):
             self._reset.value, self._started.value = started(self.start, self.model, adapting)
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
+        if not self.meta_gradient.built:
+            self.meta_gradient.build(self.algorithm.steps)
         if self.meta_gradient.second_order:
             checks.prepare_second_order(self.model)
         self._cut()

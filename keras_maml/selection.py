@@ -50,6 +50,19 @@ class Head:
         return cls()
 
 
+@keras.saving.register_keras_serializable("keras_maml")
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """All batch normalisation layers of the model, none if it has none: what `MAMLPlusPlus` does not adapt."""
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
 def layer_reference(layer):
     """What a config holds of a member of `layers`: a name, or the config of an object of this module."""
     if isinstance(layer, keras.layers.Layer):
@@ -122,6 +135,10 @@ def fingerprint(model):
 def _variables_of(model, members):
     found = set()
     for member in members:
+        if isinstance(member, Normalization):
+            norms = [v for v in flatten_layers(model) if isinstance(v, keras.layers.BatchNormalization)]
+            found |= {id(v) for layer in norms for v in layer.trainable_variables}
+            continue
         layer = _find(model, member)
         if not layer.trainable_variables:
             raise ValueError(
@@ -221,6 +238,8 @@ def split(model, mask):
         return None, None
     for layer in layers[:first]:
         for inner in flatten_layers(layer):
+            if hasattr(inner, "inner_step"):
+                return None, f"layer '{inner.name}' is another one in every inner step"
             normalises = isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
             if normalises and statistics_of(inner) == "moving":
                 return None, f"layer '{inner.name}' learns its moving statistics in every step"
