@@ -172,11 +172,11 @@ def MAMLPlusPlus(
 ):
     """MAML++ (Antoniou et al. 2019, arXiv:1810.09502): MAML made to train fast and stably, by six parts.
 
-    Here are the loss of every step, with weights annealed to the last one over `multi_step_share` of the run (the paper:
-    10 of 100 epochs), first-order gradients for `first_order_share` of it (50 of 100), and a learned rate for every
-    variable and step. `None` switches a share off. Normalisation layers do not adapt within a task, as with the authors,
-    unless `adapt_normalization`; they are meta-learned. The other parts are in the model, weights and moving moments of
-    normalisation for each step, and in `compile`, the cosine:
+    Here are the loss of every step, with weights annealed to the last one over `multi_step_share` of the run (the
+    paper: 10 of 100 epochs), first-order gradients for `first_order_share` of it (50 of 100), and a learned rate for
+    every variable and step. `None` switches a share off. Normalisation layers do not adapt within a task, as with the
+    authors, unless `adapt_normalization`; they are meta-learned. The other parts are in the model, weights and moving
+    moments of normalisation for each step, and in `compile`, the cosine:
 
     ```python
     model = keras_maml.layers.per_step_normalization(model, steps=5)

@@ -37,9 +37,9 @@ class Anneal(keras.callbacks.Callback):
             raise ValueError(f"`Anneal` is for a `MetaModel`. Received: a model of class {type(self.model).__name__}.")
         if estimator.anneals and self._epochs() == 1:
             warnings.warn(
-                f"`{type(estimator).__name__}` anneals from epoch to epoch, and this run has one epoch: it stays at its "
-                "beginning. Take fewer `steps_per_epoch` and more `epochs`, or pass `Anneal(epochs=...)` if the run goes "
-                "on in other calls of `fit`.",
+                f"`{type(estimator).__name__}` anneals from epoch to epoch, and this run has one epoch: it stays at "
+                "its beginning. Take fewer `steps_per_epoch` and more `epochs`, or pass `Anneal(epochs=...)` if the "
+                "run goes on in other calls of `fit`.",
                 stacklevel=2,
             )
 
@@ -57,18 +57,19 @@ def with_annealing(meta_model, callbacks, epochs):
         meta_model: the `MetaModel`.
         callbacks: what `fit` was given: a list, one callback, a `CallbackList` or `None`.
         epochs: of this call of `fit`.
+
+    Raises:
+        ValueError: for a `CallbackList` without `Anneal`.
     """
     if not meta_model.meta_gradient.anneals:
         return callbacks
     whole = isinstance(callbacks, keras.callbacks.CallbackList)
     listed = callbacks.callbacks if whole else callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-    listed = [callback for callback in listed if callback is not None]
     if any(isinstance(callback, Anneal) for callback in listed):
         return callbacks
-    anneal = Anneal(epochs)
     if whole:
-        anneal.set_model(meta_model)
-        anneal.set_params(callbacks.params)
-        callbacks.append(anneal)
-        return callbacks
-    return [*listed, anneal]
+        raise ValueError(
+            f"`{type(meta_model.meta_gradient).__name__}` anneals, and the `CallbackList` has no "
+            "`keras_maml.callbacks.Anneal`. Put one into it, or pass `callbacks` as a list, to which `fit` adds one."
+        )
+    return [*(callback for callback in listed if callback is not None), Anneal(epochs)]

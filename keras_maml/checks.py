@@ -57,8 +57,8 @@ def check_rows(model, steps):
     for layer in flatten_layers(model):
         if isinstance(layer, PerStepBatchNormalization) and layer.steps > steps:
             raise ValueError(
-                f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the algorithm "
-                f"makes {steps} in training: rows for later steps would never learn. Make the layer with "
+                f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the "
+                f"algorithm makes {steps} in training: rows for later steps would never learn. Make the layer with "
                 f"`steps={max(steps, 1)}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
             )
 

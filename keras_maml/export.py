@@ -64,8 +64,9 @@ def specialise(model, params, state):
     if forgotten:
         warnings.warn(
             f"Layers {forgotten} of the learner are made by the constructor of a class, so a file does not say that "
-            "they normalise by the examples in a call: saved and loaded, they would be stock layers with moving "
-            "moments. Make them `keras_maml.layers.BatchNormalization` in that constructor to save the learner.",
+            "they normalise by the examples in a call, or have lost the rows of other steps: saved and loaded, they "
+            "would be what the constructor makes. To save the learner, make `keras_maml.layers.BatchNormalization` "
+            "in that constructor.",
             stacklevel=3,
         )
     return clone

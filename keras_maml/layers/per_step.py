@@ -16,9 +16,9 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
     ```
 
     in a call with weights that have made k inner steps: supports are seen at k = 0, ..., K - 1, queries at k = K (with
-    `MultiStep` at 1, ..., K). Steps beyond `steps` use the last row, so that evaluation may make more. (The authors' code
-    has the queries after step k in the row of k - 1; here a row belongs to weights, so that no two sorts of weights share
-    one.)
+    `MultiStep` at 1, ..., K). Steps beyond `steps` use the last row, so that evaluation may make more. (The authors'
+    code has the queries after step k in the row of k - 1; here a row belongs to weights that have made k steps, for
+    supports and queries alike.)
 
     | `statistics` | mean and variance inside a `MetaModel` | moving moments |
     |---|---|---|
@@ -34,9 +34,9 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
     algorithm = keras_maml.Algorithm(rule, meta_gradient, steps=5, layers=keras_maml.exclude("normalization", ...))
     ```
 
-    with the names of these layers, or `keras_maml.MAMLPlusPlus()`, which leaves out all normalisation. Called by itself,
-    outside a `MetaModel`, the layer is a `BatchNormalization` with the first rows. `MetaModel.adapt` gives a learner
-    that has a stock layer with the rows of the last step in its place.
+    with the names of these layers, or `keras_maml.MAMLPlusPlus()`, which leaves out all normalisation. Called by
+    itself, outside a `MetaModel`, the layer is a `BatchNormalization` with the first rows. `MetaModel.adapt` gives a
+    learner that has a stock layer with the rows of the last step in its place.
 
     Args:
         steps: number of inner steps, at least 1, at most the `steps` of the algorithm.
@@ -67,7 +67,7 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
                 "`moments_per_step` out, or use `statistics='moving'`."
             )
         if self.renorm:
-            raise ValueError("`renorm=True` corrects batch moments towards moving ones of one kind. Use `renorm=False`.")
+            raise ValueError("`renorm=True` needs moving moments of one kind for all steps. Use `renorm=False`.")
         self.steps = steps
         self.statistics = statistics
         self.weights_per_step = weights_per_step

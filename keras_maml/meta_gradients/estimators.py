@@ -118,9 +118,9 @@ class Unrolled(MetaGradient):
     so.
 
     `first_order_share` anneals the order of derivatives: for the first share of the run (see `anneal`) all inner
-    gradients are constants, as `FirstOrder` takes them and at its cost, then none but those of `truncate`. Both ways are
-    in the compiled step, which takes twice as long to trace. An estimator that `anneal` was never called on is at the
-    end of its run.
+    gradients are constants, as `FirstOrder` takes them and at its cost, then none but those of `truncate`. Both ways
+    are in the compiled step, which takes twice as long to trace. An estimator that `anneal` was never called on is at
+    the end of its run.
 
     Args:
         truncate: number of last steps to differentiate through, at least 0; default all.
@@ -151,8 +151,8 @@ class Unrolled(MetaGradient):
         check_share("first_order_share", first_order_share)
         if first_order_share is not None and truncate == 0:
             raise ValueError(
-                "`first_order_share` is the share of the run before second derivatives are taken, and with `truncate=0` "
-                "they never are. Leave `first_order_share` out."
+                "`first_order_share` is the share of the run before second derivatives are taken, and with "
+                "`truncate=0` they never are. Leave `first_order_share` out."
             )
         self.truncate = truncate
         self.rematerialize = rematerialize
