@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_maml.annealing import Anneal  # noqa: F401
+from keras_maml.annealing import Anneal as Anneal
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.pipeline import Plan
 from keras_maml.evaluation import Evaluator, check_steps

@@ -247,7 +247,8 @@ class MetaModel(EpisodeModel):
             A plain `keras.Model` with weights of its own: a clone of the base model, adapted. Where batch normalisation
             uses `"support"` or `"moving"` statistics it became a stock layer that holds those moments, right for any
             batch size; where it uses `"batch"` statistics, `learner(query_x)` on the whole query equals
-            `MetaModel.call`, and `predict` needs `batch_size` to cover it.
+            `MetaModel.call`, and `predict` needs `batch_size` to cover it. Of weights and moments for each inner step
+            it has those of the last.
 
         Raises:
             ValueError: for supports that are malformed or not finite, labels out of range, a model that cannot be

@@ -136,6 +136,31 @@ def test_weights_of_the_step_are_read():
     np.testing.assert_allclose(of_gamma[2, 0], np.mean(2 * (3 * plain + 30) * plain), rtol=1e-4)
 
 
+@keras.saving.register_keras_serializable("test_per_step")
+class Counted(layers.Layer):
+    """`x + inner_step`: a layer of a user that asks for the step."""
+
+    def build(self, input_shape):
+        self.inner_step = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        return inputs + tf.cast(self.inner_step, inputs.dtype)
+
+
+@pytest.mark.parametrize("most", [10, 0])
+def test_layers_of_a_user_find_the_step(most, monkeypatch):
+    # prediction: w x + k, with x = 1 and w = 0. Supports of target 1, rate 1/2 on (p - 1)^2, of derivative 2 (p - 1):
+    # k = 0: w = 0 - (0 - 1) = 1; k = 1: w = 1 - (1 + 1 - 1) = 0. The queries get 0 + 2.
+    monkeypatch.setattr(inner_loop, "MOST_UNROLLED_STEPS", most)
+    dense = layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((1,)), dense, Counted()])
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.5, 2), "parallel")
+    meta_model.compile("sgd", "mse", run_eagerly=True)
+    x = {name: np.ones((1, 1, 1), "float32") for name in ("support_x", "support_y", "query_x")}
+    np.testing.assert_allclose(meta_model(x), [[[2.0]]])
+    np.testing.assert_allclose(meta_model.adapt(x["support_x"][0], x["support_y"][0])(x["query_x"][0]), [[2.0]])
+
+
 def test_each_of_the_two_alone():
     moments = PerStepBatchNormalization(2, weights_per_step=False)
     weights = PerStepBatchNormalization(2, moments_per_step=False)
@@ -173,10 +198,9 @@ def test_padded_rows_reach_no_moment():
 
 def classifier():
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((6, 6, 1))
-    x = layers.Conv2D(3, 3, use_bias=False)(inputs)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    inputs = keras.Input((4,))
+    x = layers.Dense(3, use_bias=False)(inputs)
+    return keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization()(x)))
 
 
 def test_the_whole_of_maml_plus_plus(tmp_path):
@@ -186,13 +210,13 @@ def test_the_whole_of_maml_plus_plus(tmp_path):
     model = per_step_normalization(model, steps=2)
     layer = model.layers[2]
     np.testing.assert_array_equal(layer.gamma, [[1.0, 2.0, 3.0]] * 3)
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAMLPlusPlus(0.1, 2, evaluation_steps=3))
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAMLPlusPlus(0.1, 2, evaluation_steps=3), "parallel")
     meta_model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     assert [v.path for v, adapts in zip(model.trainable_variables, meta_model.mask, strict=True) if not adapts] == [
         layer.gamma.path, layer.beta.path
     ]
     numbers = np.random.default_rng(0)
-    x = {"support_x": numbers.normal(size=(2, 4, 6, 6, 1)), "query_x": numbers.normal(size=(2, 6, 6, 6, 1))}
+    x = {"support_x": numbers.normal(size=(2, 4, 4)), "query_x": numbers.normal(size=(2, 6, 4))}
     x = {name: value.astype("float32") for name, value in x.items()}
     x["support_y"], y = np.array([[0, 1, 0, 1]] * 2, "int32"), np.array([[0, 1, 0, 1, 1, 0]] * 2, "int32")
     before = [v.numpy() for v in meta_model.weights]
