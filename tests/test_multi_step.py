@@ -174,6 +174,17 @@ def test_steps_in_a_loop(monkeypatch):
         np.testing.assert_allclose(gradient(meta_model, progress), slope, rtol=1e-6)
 
 
+def test_check_compares_the_end_of_the_run():
+    # In its middle the gradient is not that of the loss that logs show.
+    meta_model = parabola(MultiStep(0.5, first_order_share=0.5), 2)
+    meta_model.meta_gradient.anneal(0.25)
+    found = keras_maml.check(meta_model, tf.data.Dataset.from_tensors((X, Y)))
+    assert "finite differences in float64" in found.facts["meta-gradient"]
+    assert not [finding for finding in found.findings if finding.code == "wrong-meta-gradient"]
+    np.testing.assert_array_equal(meta_model.meta_gradient.step_weights, [0.25, 0.75])  # as they were
+    assert int(meta_model.meta_gradient.order.numpy()) == 1
+
+
 def test_masks_of_predictions_pass_through_the_branches():
     # Inputs of 0 are padding: with a mask, the loss is that of the other entries alone.
     model = keras.Sequential([keras.Input((2, 1)), keras.layers.Masking(), keras.layers.Dense(1, use_bias=False)])

