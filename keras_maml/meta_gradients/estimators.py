@@ -119,8 +119,8 @@ class Unrolled(MetaGradient):
 
     `first_order_share` anneals the order of derivatives: for the first share of the run (see `anneal`) all inner
     gradients are constants, as `FirstOrder` takes them and at its cost, then none but those of `truncate`. Both ways
-    are in the compiled step, which takes 2.4 times as long to trace. An estimator that `anneal` was never called on is at
-    the end of its run.
+    are in the compiled step, which takes 2.4 times as long to trace. An estimator that `anneal` was never called on
+    is at the end of its run.
 
     Args:
         truncate: number of last steps to differentiate through, at least 0; default all.
