@@ -24,6 +24,7 @@ from keras_maml.algorithms import FOMAML
 from keras_maml.algorithms import IMAML
 from keras_maml.algorithms import MAML
 from keras_maml.algorithms import Algorithm
+from keras_maml.algorithms import MAMLPlusPlus
 from keras_maml.algorithms import MetaSGD
 from keras_maml.algorithms import Reptile
 from keras_maml.checking import check

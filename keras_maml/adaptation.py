@@ -116,6 +116,17 @@ class Learner:
         )
 
     @functools.cached_property
+    def counters(self):
+        """Positions in the state of the `inner_step` of layers that care which step runs, of the user's own too."""
+        layers = flatten_layers(self.model.function)
+        counters = {id(layer.inner_step) for layer in layers if hasattr(layer, "inner_step")}
+        return [i for i, v in enumerate(self.model.non_trainable) if id(v) in counters]
+
+    def at_step(self, state, number):
+        """`state` for calls with weights that have made some number of inner steps."""
+        return replace(state, self.counters, [tf.convert_to_tensor(number, tf.int32)] * len(self.counters))
+
+    @functools.cached_property
     def loss_scale(self):
         """Factor on every loss that is differentiated, divided out of the gradient: float16 underflows below 6e-8."""
         half = any(layer.compute_dtype == "float16" for layer in flatten_layers(self.model.function))
@@ -169,7 +180,7 @@ class Task:
         Args:
             stream: passes through the model that follow on another state should not share masks: one number each.
         """
-        state = list(self._state)
+        state = self.learner.at_step(self._state, 0)
         for position in self._seed_positions:
             seed = state[position]
             # `stateless_fold_in` gives `[hash of the seed, data]`, and every random op adds `[0, 1]`: without the last
@@ -178,6 +189,11 @@ class Task:
                 seed = tf.random.experimental.stateless_fold_in(seed, data)
             state[position] = seed
         return state
+
+    def aside(self, state, stream):
+        """`state` for a pass through the model beside the sequence of steps: with seeds of the stream's own."""
+        own = self.state(stream)
+        return replace(state, self._seed_positions, [own[position] for position in self._seed_positions])
 
     def iterates(
         self, variables, at=None, stop_gradients=False, data="support", stream=0, truncate=None, rematerialize=False
@@ -226,7 +242,7 @@ class Task:
             carry = repeat(step, constants, carry, index, end, not stop_gradients, again, many)
             index = end
             if end in at:
-                params, state = replace(theta, adapting, carry.params), carry.state
+                params, state = replace(theta, adapting, carry.params), learner.at_step(carry.state, end)
                 if learner.reads_support_moments:
                     # The moments that normalise the queries are those of the weights that judge them.
                     _, _, state = forward(params, state, x, learner.training, "support", weight)
@@ -241,10 +257,11 @@ class Task:
         if features is not None:
             x = tf.nest.map_structure(_with_mask_of, x, features)
         start = [tf.stop_gradient(p) for p in carry.params] if stop else carry.params
+        before = learner.at_step(carry.state, index)
 
         def support_loss(values):
             params = replace(theta, adapting, values)
-            predictions, penalty, after = forward(params, carry.state, x, learner.training, "support", weight)
+            predictions, penalty, after = forward(params, before, x, learner.training, "support", weight)
             loss = tf.cast(learner.inner_loss(y, predictions, weight), forward.loss_dtype)
             return loss + penalty, after
 

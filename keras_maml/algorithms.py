@@ -10,6 +10,7 @@
 | `BOIL` | `SGD` | `Unrolled` | all but the head |
 | `IMAML` | `ProximalSGD` | `Implicit` | all |
 | `CAVIA` | `SGD` | `Unrolled` | the context, from 0 |
+| `MAMLPlusPlus` | `LayerwiseSGD` | `MultiStep` | all but normalisation |
 
 All presets take
 
@@ -27,15 +28,16 @@ from typing import Any
 import keras
 
 from keras_maml.heads import Start, ZeroContext
-from keras_maml.learning_rules import SGD, LearnedSGD, LearningRule, ProximalSGD
+from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, LearningRule, ProximalSGD
 from keras_maml.meta_gradients import (
     FirstOrder,
     Implicit,
     MetaGradient,
+    MultiStep,
     ParameterDifference,
     Unrolled,
 )
-from keras_maml.roles import context_parameters
+from keras_maml.roles import context_parameters, normalization
 from keras_maml.selection import Head, exclude, layer_reference
 
 
@@ -170,6 +172,38 @@ def CAVIA(learning_rate=1.0, steps=2, evaluation_steps=None, clipnorm=None):
     return Algorithm(rule, Unrolled(), steps, evaluation_steps, layers=context_parameters, start=start)
 
 
+def MAMLPlusPlus(
+    learning_rate=0.1,
+    steps=5,
+    evaluation_steps=None,
+    clipnorm=None,
+    multi_step_share=0.1,
+    first_order_share=0.5,
+    adapt_normalization=False,
+):
+    """MAML++ (Antoniou et al. 2019, arXiv:1810.09502): MAML made to train fast and stably, by six parts.
+
+    Here are the loss of every step, with weights annealed to the last one over `multi_step_share` of the run (the
+    paper: 10 of 100 epochs), first-order gradients for `first_order_share` of it (50 of 100), and a learned rate for
+    every variable and step. `None` switches a share off. Normalisation layers do not adapt within a task, as with the
+    authors, unless `adapt_normalization`; they are meta-learned. The other parts are in the model, weights and moving
+    moments of normalisation for each step, and in `compile`, the cosine:
+
+    ```python
+    model = keras_maml.layers.per_step_normalization(model, steps=5)
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAMLPlusPlus(0.1, steps=5))
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, decay_steps=50_000, alpha=0.01)    # to 1e-5
+    meta_model.compile(keras.optimizers.Adam(rate), loss=..., metrics=["accuracy"])
+    meta_model.fit(train, steps_per_epoch=500, epochs=100)
+    ```
+
+    Shares are of the `epochs` of `fit`; a training loop of your own calls `meta_model.meta_gradient.anneal(share)`."""
+    shares = {"first_order_share": first_order_share}
+    meta_gradient = Unrolled(**shares) if multi_step_share is None else MultiStep(multi_step_share, **shares)
+    layers = None if adapt_normalization else exclude(normalization)
+    return Algorithm(LayerwiseSGD(learning_rate, clipnorm), meta_gradient, steps, evaluation_steps, layers)
+
+
 PRESETS = {
     "maml": MAML,
     "fomaml": FOMAML,
@@ -179,6 +213,7 @@ PRESETS = {
     "boil": BOIL,
     "imaml": IMAML,
     "cavia": CAVIA,
+    "mamlplusplus": MAMLPlusPlus,
 }
 
 

@@ -1,4 +1,4 @@
-"""Keras callbacks for meta-learning: adaptation curves and learned rates in the logs, a stop for tasks not finite."""
+"""Keras callbacks for meta-learning: curves and learned rates in the logs, stops where tasks are not finite, schedules."""
 
 import math
 import warnings
@@ -6,6 +6,7 @@ import warnings
 import keras
 import numpy as np
 
+from keras_maml.annealing import Anneal as Anneal
 from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.pipeline import Plan
 from keras_maml.evaluation import Evaluator, check_steps

@@ -5,6 +5,7 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_maml.layers import PerStepBatchNormalization
 from keras_maml.mapping_choice import convolutions, rough_under_xla
 from keras_maml.selection import flatten_layers
 
@@ -41,6 +42,25 @@ def prepare_second_order(model):
             "(`use_cudnn=False`).",
             stacklevel=4,
         )
+
+
+def check_rows(model, steps):
+    """Refuses layers with weights for more inner steps than are made in training: these would never learn.
+
+    Args:
+        model: a built model.
+        steps: number of inner steps in training.
+
+    Raises:
+        ValueError: for such a layer.
+    """
+    for layer in flatten_layers(model):
+        if isinstance(layer, PerStepBatchNormalization) and layer.steps > steps:
+            raise ValueError(
+                f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the "
+                f"algorithm makes {steps} in training: rows for later steps would never learn. Make the layer with "
+                f"`steps={max(steps, 1)}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
+            )
 
 
 def jit_compile(model, asked, second_order):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml import cards, checks, inputs
+from keras_maml.annealing import with_annealing
 from keras_maml.episodes import check_disjoint
 from keras_maml.losses import TaskLoss
 from keras_maml.metrics import BeforeAdaptation, NonFiniteTasksMetric, merge, merged_examples, weights_of_finite
@@ -54,6 +55,9 @@ class EpisodeModel(keras.Model):
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at.
 
+        An estimator that changes as the run goes on, such as `MultiStep`, is told so at every epoch: a
+        `keras_maml.callbacks.Anneal` is added to `callbacks` if there is none.
+
         Episodes of `validation_data` must be of other classes than those of `x`, where builders of
         `keras_maml.episodes` made both. To judge on the classes of training on purpose, pass
         `validation_data.take(-1)`, of which nothing is known.
@@ -79,6 +83,7 @@ class EpisodeModel(keras.Model):
         if isinstance(callbacks, (list, tuple)):
             # What it writes into the logs is for those that read them: TensorBoard, EarlyStopping.
             arguments["callbacks"] = sorted(callbacks, key=lambda c: not getattr(c, "writes_logs", False))
+        arguments["callbacks"] = with_annealing(self, arguments.get("callbacks"), arguments.get("epochs", 1))
         resume_episodes(self, arguments, self._beginnings.value)
         return super().fit(*bound.args, **bound.kwargs)
 

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import Task
-from keras_maml.layers import BatchNormalization, statistics_of
+from keras_maml.layers import BatchNormalization, PerStepBatchNormalization, statistics_of
 from keras_maml.selection import copy_settings, flatten_layers
 
 SUPPORT = ("support_x", "support_y", "support_weight")
@@ -43,7 +43,7 @@ def specialise(model, params, state):
     for layer in flatten_layers(clone):
         if not isinstance(layer, keras.layers.BatchNormalization):
             continue
-        if type(layer) not in (keras.layers.BatchNormalization, BatchNormalization):
+        if type(layer) not in (keras.layers.BatchNormalization, BatchNormalization, PerStepBatchNormalization):
             raise ValueError(
                 f"Layer '{layer.name}' is a {type(layer).__name__}, a kind of BatchNormalization of its own, and it is "
                 "not known what it should do outside a MetaModel. Use `keras_maml.layers.BatchNormalization`."
@@ -51,6 +51,10 @@ def specialise(model, params, state):
         # The class alone decides what a call does; the clone is nobody else's yet. A clone with other layers could be
         # made of Functional models only.
         statistics = statistics_of(layer)
+        if type(layer) is PerStepBatchNormalization:
+            layer.keep_row()
+            if not any(layer is known for known in _in_config(clone)):
+                forgotten.append(layer.name)
         if statistics == "batch":
             if type(layer) is not BatchNormalization and not any(layer is known for known in _in_config(clone)):
                 forgotten.append(layer.name)
@@ -60,8 +64,9 @@ def specialise(model, params, state):
     if forgotten:
         warnings.warn(
             f"Layers {forgotten} of the learner are made by the constructor of a class, so a file does not say that "
-            "they normalise by the examples in a call: saved and loaded, they would be stock layers with moving "
-            "moments. Make them `keras_maml.layers.BatchNormalization` in that constructor to save the learner.",
+            "they normalise by the examples in a call, or have lost the rows of other steps: saved and loaded, they "
+            "would be what the constructor makes. To save the learner, make `keras_maml.layers.BatchNormalization` "
+            "in that constructor.",
             stacklevel=3,
         )
     return clone
@@ -157,7 +162,7 @@ def save(meta_model, filepath):
         for name, i in passed.items():
             both[i] = named[name]
         task = Task(learner, (None, None, None), (given("query_x", named), None, None), both[count:])
-        return outputs(task.predict(both[:count], both[count:]))
+        return outputs(task.predict(both[:count], learner.at_step(both[count:], learner.steps)))
 
     taken = _arguments(inputs, passed, learner)
     functions = (serving_default, adapt, predict)

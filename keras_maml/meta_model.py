@@ -107,6 +107,7 @@ class MetaModel(EpisodeModel):
 
     def _build_parts(self):
         mapping_choice.check(self._mapping, self.model)
+        checks.check_rows(self.model, self.algorithm.steps)
         self.mask = adapting_mask(self.model, self.algorithm.layers)
         self._fingerprint = fingerprint(self.model)
         self._output_shape = getattr(self.model, "output_shape", self._output_shape)
@@ -115,6 +116,8 @@ class MetaModel(EpisodeModel):
             self._reset.value, self._started.value = started(self.start, self.model, adapting)
         if not self.rule.built:
             self.rule.build(adapting, self.algorithm.steps)
+        if not self.meta_gradient.built:
+            self.meta_gradient.build(self.algorithm.steps)
         if self.meta_gradient.second_order:
             checks.prepare_second_order(self.model)
         self._cut()
@@ -246,7 +249,8 @@ class MetaModel(EpisodeModel):
             A plain `keras.Model` with weights of its own: a clone of the base model, adapted. Where batch normalisation
             uses `"support"` or `"moving"` statistics it became a stock layer that holds those moments, right for any
             batch size; where it uses `"batch"` statistics, `learner(query_x)` on the whole query equals
-            `MetaModel.call`, and `predict` needs `batch_size` to cover it.
+            `MetaModel.call`, and `predict` needs `batch_size` to cover it. Of weights and moments for each inner step
+            it has those of the last.
 
         Raises:
             ValueError: for supports that are malformed or not finite, labels out of range, a model that cannot be

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.episodes.pipeline import Fixed, Plan
-from keras_maml.layers import statistics_of
+from keras_maml.layers import PerStepBatchNormalization, statistics_of
 from keras_maml.selection import Exclude, Head, flatten_layers
 
 STATISTICS = {
@@ -68,7 +68,9 @@ def sizes_of_tasks(x, y, sample_weight):
 def describe_algorithm(algorithm):
     """The parts of an algorithm in words."""
     rule = _call(type(algorithm.rule).__name__, algorithm.rule.get_config())
-    parts = f"{rule}, {type(algorithm.meta_gradient).__name__}"
+    # Without settings a name alone, as that of a rule is.
+    parts = f"{rule}, {_call(type(algorithm.meta_gradient).__name__, algorithm.meta_gradient.get_config())}"
+    parts = parts.removesuffix("()")
     if algorithm.start is not None:
         parts += f", starts from {_call(type(algorithm.start).__name__, algorithm.start.get_config())}"
     return parts if algorithm.layers is None else f"{parts}, adapts {_describe_layers(algorithm.layers)}"
@@ -106,8 +108,17 @@ def _describe_layers(layers):
 def describe_normalisation(model):
     """Whose moments the batch normalisation layers of a model use, in words."""
     layers = [layer for layer in flatten_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
-    kinds = sorted({statistics_of(layer) for layer in layers})
-    return "; ".join(STATISTICS[kind] for kind in kinds) or "no batch normalisation"
+    kinds = sorted({STATISTICS[statistics_of(layer)] + _of_steps(layer) for layer in layers})
+    return "; ".join(kinds) or "no batch normalisation"
+
+
+def _of_steps(layer):
+    """What of a normalisation layer differs by inner step, in words."""
+    if not isinstance(layer, PerStepBatchNormalization):
+        return ""
+    parts = {"weights": (layer.gamma, layer.beta), "moments": (layer.moving_mean,)}
+    own = [name for name, variables in parts.items() if any(v is not None and len(v.shape) == 2 for v in variables)]
+    return f", {' and '.join(own)} of each of {layer.steps} steps"
 
 
 def versions():

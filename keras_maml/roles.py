@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_maml.context import ContextParameters
+from keras_maml.layers import ContextParameters
 
 NORMALIZATIONS = (
     keras.layers.BatchNormalization,
@@ -72,20 +72,21 @@ class Role:
         if self.name not in KINDS:
             raise ValueError(f"`name` must be one of {list(KINDS)}. Received: name={self.name!r}.")
 
-    def variables(self, model, layers):
+    def variables(self, model, layers, some=True):
         """The weights of this role, a list.
 
         Args:
             model: a built model.
             layers: all of its layers, inner ones too.
+            some: whether there must be any.
 
         Raises:
-            ValueError: if there are none, with the remedy.
+            ValueError: if there are none and must be some, with the remedy.
         """
         trainable = {id(v) for v in model.trainable_variables}
         kind = KINDS[self.name]
         found = {id(v): v for layer in layers for v in kind.of_layer(layer) if id(v) in trainable}
-        if not found:
+        if some and not found:
             raise ValueError(
                 f"Model '{model.name}' has no trainable weights for `keras_maml.{self.name}`. {kind.remedy} Its "
                 f"trainable weights are {[v.path for v in model.trainable_variables]}."

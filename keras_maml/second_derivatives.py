@@ -24,13 +24,21 @@ def batch_normalization(x, gamma, beta, epsilon):
     Raises:
         LookupError: when a third derivative is taken.
     """
+    return batch_normalization_and_moments(x, gamma, beta, epsilon)[0]
+
+
+def batch_normalization_and_moments(x, gamma, beta, epsilon):
+    """`batch_normalization` with the moments, `(y, mean, variance)`; no gradient is taken through the latter two."""
 
     @tf.custom_gradient
     def forward(x, gamma, beta):
         outputs = tf.raw_ops.FusedBatchNormV3(
             x=x, scale=gamma, offset=beta, mean=tf.zeros([0]), variance=tf.zeros([0]), epsilon=epsilon, is_training=True
         )
-        return outputs.y, lambda dy: _normalization_gradient(dy, x, gamma, outputs, epsilon)
+        n = tf.cast(tf.size(x) // tf.size(gamma), x.dtype)
+        variance = outputs.batch_variance * ((n - 1) / n)  # that output is Bessel-corrected
+        gradient = lambda dy, *_: _normalization_gradient(dy, x, gamma, outputs, epsilon)  # noqa: E731
+        return (outputs.y, outputs.batch_mean, variance), gradient
 
     return forward(x, gamma, beta)
 

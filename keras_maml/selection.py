@@ -66,6 +66,8 @@ class Head:
         return cls()
 
 
+
+
 def layer_reference(layer):
     """What a config holds of a member of `layers`: a name, or the config of an object of this module."""
     if isinstance(layer, keras.layers.Layer):
@@ -105,7 +107,7 @@ def adapting_mask(model, layers):
     if layers is None:
         return tuple(True for _ in model.trainable_variables)
     if isinstance(layers, Exclude):
-        excluded = _variables_of(model, layers.layers)
+        excluded = _variables_of(model, layers.layers, some=False)
         mask = tuple(id(v) not in excluded for v in model.trainable_variables)
     elif callable(layers) and not isinstance(layers, keras.layers.Layer):
         mask = tuple(bool(layers(v)) for v in model.trainable_variables)
@@ -135,11 +137,12 @@ def fingerprint(model):
     return [id(v) for v in model.trainable_variables], [statistics_of(layer) for layer in norms]
 
 
-def _variables_of(model, members):
+def _variables_of(model, members, some=True):
+    """Ids of the weights of layers and roles. `some`: whether a role must have any."""
     found = set()
     for member in members:
         if isinstance(member, Role):
-            found |= {id(v) for v in member.variables(model, flatten_layers(model)[1:])}
+            found |= {id(v) for v in member.variables(model, flatten_layers(model)[1:], some)}
             continue
         layer = _find(model, member)
         if not layer.trainable_variables:
@@ -240,6 +243,8 @@ def split(model, mask):
         return None, None
     for layer in layers[:first]:
         for inner in flatten_layers(layer):
+            if hasattr(inner, "inner_step"):
+                return None, f"layer '{inner.name}' is another one in every inner step"
             normalises = isinstance(inner, keras.layers.BatchNormalization) and inner.trainable
             if normalises and statistics_of(inner) == "moving":
                 return None, f"layer '{inner.name}' learns its moving statistics in every step"

@@ -8,9 +8,21 @@ import numpy as np
 import pytest
 
 import keras_maml
-from keras_maml import ANIL, BOIL, CAVIA, FOMAML, IMAML, MAML, Algorithm, MetaSGD, Reptile, algorithms
+from keras_maml import (
+    ANIL,
+    BOIL,
+    CAVIA,
+    FOMAML,
+    IMAML,
+    MAML,
+    Algorithm,
+    MAMLPlusPlus,
+    MetaSGD,
+    Reptile,
+    algorithms,
+)
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, ProximalSGD
-from keras_maml.meta_gradients import FirstOrder, Implicit, ParameterDifference, Unrolled
+from keras_maml.meta_gradients import FirstOrder, Implicit, MultiStep, ParameterDifference, Unrolled
 from keras_maml.selection import Exclude, Head
 
 PRESETS = {
@@ -22,6 +34,7 @@ PRESETS = {
     "boil": (BOIL, SGD, Unrolled, Exclude((Head(),))),
     "imaml": (IMAML, ProximalSGD, Implicit, None),
     "cavia": (CAVIA, SGD, Unrolled, keras_maml.context_parameters),
+    "mamlplusplus": (MAMLPlusPlus, LayerwiseSGD, MultiStep, Exclude((keras_maml.normalization,))),
 }
 
 
@@ -49,6 +62,10 @@ def test_settings_of_single_presets():
     assert type(CAVIA().start) is keras_maml.ZeroContext
     algorithm = IMAML(strength=5.0, iterations=3)
     assert (algorithm.rule.strength, algorithm.meta_gradient.iterations) == (5.0, 3)
+    estimator = MAMLPlusPlus(multi_step_share=0.2, first_order_share=0.3).meta_gradient
+    assert (estimator.multi_step_share, estimator.first_order_share) == (0.2, 0.3)
+    plain = MAMLPlusPlus(multi_step_share=None, first_order_share=None, adapt_normalization=True)
+    assert type(plain.meta_gradient) is Unrolled and not plain.meta_gradient.anneals and plain.layers is None
     assert ANIL(head="head").layers == ("head",) and BOIL(head="head").layers == Exclude(("head",))
 
 

@@ -141,7 +141,7 @@ def kernels(variable):
     "algorithm, words",
     [
         (keras_maml.MAML(0.4, 1), "SGD(learning_rate=0.4), Unrolled"),
-        (keras_maml.Reptile(0.4, 1), "SGD(learning_rate=0.4), ParameterDifference"),
+        (keras_maml.Reptile(0.4, 1), "SGD(learning_rate=0.4), ParameterDifference(data=support)"),
         (keras_maml.MetaSGD(0.4, clipnorm=2.0), "LearnedSGD(learning_rate=0.4, clipnorm=2.0), Unrolled"),
         (keras_maml.ANIL(0.4), "SGD(learning_rate=0.4), Unrolled, adapts the head"),
         (keras_maml.BOIL(0.4), "SGD(learning_rate=0.4), Unrolled, adapts all but the head"),

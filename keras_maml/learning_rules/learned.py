@@ -64,7 +64,8 @@ class LearnedSGD(LearningRule):
 class LayerwiseSGD(LearnedSGD):
     """Gradient descent with one meta-learned step size for every variable and step: `p <- p - rate[index] * g`.
 
-    Steps beyond those of training use the last row.
+    Steps beyond those of training use the last row. The paper speaks of a rate for each layer and step; as in the
+    authors' code, the kernel and the bias of a layer have one each.
 
     Args:
         learning_rate: where every step size starts, a positive number.

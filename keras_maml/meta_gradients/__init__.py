@@ -7,6 +7,7 @@ parameters after adaptation:
 |---|---|
 | `Unrolled` | `d L(phi(theta)) / d theta`, through every inner step or the last ones |
 | `FirstOrder` | the same with the inner gradients taken for constants |
+| `MultiStep` | of a weighted sum of the losses after every inner step |
 | `ParameterDifference` | `theta - phi` |
 | `Implicit` | `(I + H / strength)^-1 grad L(phi)`, H the Hessian of the support loss at phi |
 | `EvolutionStrategies` | from values of `L(phi(theta + noise))` alone |
@@ -17,3 +18,4 @@ from keras_maml.meta_gradients.estimators import MetaGradient, TaskResult
 from keras_maml.meta_gradients.estimators import FirstOrder, Implicit, ParameterDifference, Unrolled
 from keras_maml.meta_gradients.evolution import EvolutionStrategies
 from keras_maml.meta_gradients.sharpness import SharpnessAware
+from keras_maml.meta_gradients.multi_step import MultiStep

@@ -1,5 +1,7 @@
 """Estimators that differentiate, or compare parameters; see the package."""
 
+import functools
+import numbers
 from typing import NamedTuple
 
 import keras
@@ -9,6 +11,7 @@ from keras_maml.adaptation import unscaled, value_and_gradients
 from keras_maml.inner_loop import replace
 from keras_maml.learning_rules import ProximalSGD
 from keras_maml.linear_solvers import conjugate_gradient, hessian_vector_product, neumann_series
+from keras_maml.losses import keras_mask
 
 SOLVERS = ("conjugate_gradient", "neumann")
 
@@ -33,6 +36,7 @@ class MetaGradient(keras.layers.Layer):
     differentiates = True  # whether it gives gradients for more than the adapting weights
     second_order = True  # whether it takes second derivatives of the support loss
     draws = False  # whether it draws random numbers, from `Task.seed`
+    anneals = False  # whether it changes as the run goes on, see `anneal`
 
     def check(self, rule, layers, start=None):
         """Refuses what cannot be combined with this estimator.
@@ -63,6 +67,23 @@ class MetaGradient(keras.layers.Layer):
                 f"`{name}` gives no gradient through a start that depends on the supports and on other weights. "
                 f"Received: start={type(start).__name__}. Use `Unrolled()` or `FirstOrder()`, or `start=ZeroHead()`."
             )
+
+    def build(self, steps):
+        """Makes the estimator's weights.
+
+        Args:
+            steps: number of inner steps in training.
+        """
+
+    def anneal(self, progress):
+        """Sets what changes as the run goes on; nothing, unless `anneals`.
+
+        `fit` calls it at the begin of every epoch (`keras_maml.callbacks.Anneal`), a training loop of your own calls
+        `meta_model.meta_gradient.anneal(share)`. No step is compiled anew by it.
+
+        Args:
+            progress: share of the run that has passed, in [0, 1].
+        """
 
     def __call__(self, task, variables):
         raise NotImplementedError(f"{type(self).__name__} must implement `__call__`.")
@@ -99,20 +120,27 @@ class Unrolled(MetaGradient):
     place of all its intermediate results. More than `inner_loop.MOST_UNROLLED_STEPS` steps are always differentiated
     so.
 
+    `first_order_share` anneals the order of derivatives: for the first share of the run (see `anneal`) all inner
+    gradients are constants, as `FirstOrder` takes them and at its cost, then none but those of `truncate`. Both ways
+    are in the compiled step, which takes 2.4 times as long to trace. An estimator that `anneal` was never called on
+    is at the end of its run.
+
     Args:
         truncate: number of last steps to differentiate through, at least 0; default all.
         rematerialize: whether the backward pass makes each step again instead of keeping its intermediate results.
+        first_order_share: share of the run with first-order gradients, in (0, 1]; default `None`, no such share.
 
     Raises:
-        ValueError: for a `truncate` out of range, or nothing to rematerialise.
+        ValueError: for a `truncate` out of range, nothing to rematerialise, or a share out of range.
 
     References:
         - Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", arXiv:1703.03400
         - `truncate`: Shaban et al. 2019, "Truncated back-propagation for bilevel optimization", arXiv:1810.10667
         - `rematerialize`: Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv:1604.06174
+        - `first_order_share`: Antoniou et al. 2019, "How to train your MAML", arXiv:1810.09502, there 50 of 100 epochs
     """
 
-    def __init__(self, truncate=None, rematerialize=False, **kwargs):
+    def __init__(self, truncate=None, rematerialize=False, first_order_share=None, **kwargs):
         super().__init__(**kwargs)
         if truncate is not None and (isinstance(truncate, bool) or not isinstance(truncate, int) or truncate < 0):
             raise ValueError(f"`truncate` must be `None` or an integer of at least 0. Received: truncate={truncate!r}.")
@@ -123,27 +151,82 @@ class Unrolled(MetaGradient):
                 "`rematerialize=True` saves the memory of steps that are differentiated through, and with `truncate=0` "
                 "there are none. Leave `rematerialize` out."
             )
+        check_share("first_order_share", first_order_share)
+        if first_order_share is not None and truncate == 0:
+            raise ValueError(
+                "`first_order_share` is the share of the run before second derivatives are taken, and with "
+                "`truncate=0` they never are. Leave `first_order_share` out."
+            )
         self.truncate = truncate
         self.rematerialize = rematerialize
+        self.first_order_share = first_order_share
         self.second_order = truncate != 0
+        self.anneals = first_order_share is not None
+
+    def build(self, steps):
+        if self.first_order_share is not None:
+            self.order = self.add_weight(
+                shape=(), dtype="int32", initializer=keras.initializers.Constant(2), trainable=False, name="order"
+            )
+
+    def anneal(self, progress):
+        check_progress(progress)
+        if self.first_order_share is not None:
+            self.order.assign(1 if progress < self.first_order_share else 2)
 
     def __call__(self, task, variables):
+        if self.first_order_share is None:
+            return self._unroll(task, variables, self.truncate)
+        ways = (functools.partial(self._unroll, task, variables, truncate) for truncate in (self.truncate, 0))
+        return one_of(tf.equal(self.order, 2), *ways, like=variables)
+
+    def _unroll(self, task, variables, truncate):
         scale = task.learner.loss_scale
+        stations = self._stations(task.learner.steps)
         with tf.GradientTape() as tape:
             tape.watch(variables)
-            ((params, state),) = task.iterates(variables, truncate=self.truncate, rematerialize=self.rematerialize)
-            loss, predictions, state = task.loss(params, state, on="query")
+            *earlier, (params, state) = task.iterates(
+                variables, at=stations, truncate=truncate, rematerialize=self.rematerialize
+            )
+            loss, predictions, after = task.loss(params, state, on="query")
             scaled = loss * scale
-        gradients, reached = tape.gradient(scaled, (variables, params))
+        targets, cotangents = self._of_earlier(task, list(zip(stations, earlier, strict=False)))
+        last = tf.cast(self._last_weight(), scaled.dtype)
+        gradients, reached = tape.gradient(
+            [scaled, *targets], (variables, params), output_gradients=[last, *cotangents]
+        )
         # A loop connects all that goes in with all that comes out, with a gradient of zero where unrolled steps have
         # none: what neither supports nor queries reach must be known as such.
         learned = enumerate(task.learner.learned)
         alone = [n for n, i in learned if i in task.unreached and reached[i] is None]
         gradients = replace(unscaled(gradients, scale), alone, [None] * len(alone))
-        return TaskResult(loss, predictions, gradients, state)
+        return TaskResult(loss, predictions, gradients, after)
+
+    def _stations(self, steps):
+        """Numbers of steps after which the queries are judged, the last one `steps`."""
+        return (steps,)
+
+    def _last_weight(self):
+        """The weight of the loss after the last step."""
+        return 1.0
+
+    def _of_earlier(self, task, iterates):
+        """What losses after earlier steps add: `(targets, cotangents)`, tensors of the iterates and the weighted
+        gradients of those losses with respect to them, times the task's `loss_scale`.
+
+        Args:
+            task: the `Task`.
+            iterates: `(number of steps, (params, state))` of all stations but the last.
+        """
+        return [], []
 
     def get_config(self):
-        return {**super().get_config(), "truncate": self.truncate, "rematerialize": self.rematerialize}
+        return {
+            **super().get_config(),
+            "truncate": self.truncate,
+            "rematerialize": self.rematerialize,
+            "first_order_share": self.first_order_share,
+        }
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -308,3 +391,47 @@ class Implicit(MetaGradient):
 
     def get_config(self):
         return {**super().get_config(), "iterations": self.iterations, "solver": self.solver}
+
+
+def one_of(condition, first, second, like):
+    """The `TaskResult` of one of two functions, of which the other is not run.
+
+    Args:
+        condition: boolean scalar tensor.
+        first, second: functions without arguments.
+        like: list of tensors, aligned with the gradients and shaped as they are.
+    """
+    lacking, masks = [], []
+
+    def branch(function):
+        def run():
+            result = function()
+            lacking.append({i for i, g in enumerate(result.gradients) if g is None})
+            gradients = [tf.zeros_like(v) if g is None else g for v, g in zip(like, result.gradients, strict=True)]
+            # A branch returns tensors alone, not the masks that Keras hangs on them.
+            masks[:] = [tf.nest.map_structure(keras_mask, result.predictions)]
+            flat = [mask for mask in tf.nest.flatten(masks[0]) if mask is not None]
+            return result.loss, result.predictions, gradients, list(result.state), flat
+
+        return run
+
+    loss, predictions, gradients, state, flat = tf.cond(condition, branch(first), branch(second))
+    for tensor, mask in zip(tf.nest.flatten(predictions), tf.nest.flatten(masks[0]), strict=True):
+        if mask is not None:
+            tensor._keras_mask = flat.pop(0)
+    nowhere = sorted(set.intersection(*lacking))
+    return TaskResult(loss, predictions, replace(gradients, nowhere, [None] * len(nowhere)), state)
+
+
+def check_share(name, value):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value <= 1):
+        raise ValueError(f"`{name}` must be a share of the run in (0, 1], or None. Received: {name}={value!r}.")
+
+
+def check_progress(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(
+            "`progress` must be the share of the run that has passed, a number in [0, 1]. Received: "
+            f"progress={value!r}."
+        )

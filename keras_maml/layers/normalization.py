@@ -28,8 +28,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_maml.context import ContextParameters as ContextParameters
-from keras_maml.second_derivatives import batch_normalization, max_pooling
+from keras_maml.second_derivatives import batch_normalization_and_moments, max_pooling
 
 STATISTICS = ("batch", "support", "moving")
 
@@ -105,8 +104,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.statistics = statistics
 
     def call(self, inputs, training=None, mask=None):
-        if _scope() is None and self.statistics == "batch" and self.trainable:
-            return _normalise(self, inputs, mask)
+        if current_scope() is None and self.statistics == "batch" and self.trainable:
+            return normalise(self, inputs, mask)
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self):
@@ -120,46 +119,75 @@ def statistics_of(layer):
     return getattr(layer, "statistics", "batch")
 
 
-def _scope():
+def current_scope():
+    """The `Scope` that is open in this thread, or `None`."""
     return getattr(_current, "scope", None)
 
 
-def _normalise(layer, inputs, mask=None, weight=None, statistics="batch", on="support"):
+def normalise(layer, inputs, mask=None, weight=None, statistics="batch", on="support"):
     """`layer` applied with the moments of the inputs, or of the supports that went before.
 
     Args:
         inputs: `(examples, ..., channels, ...)`, any float type.
         mask: `(examples, ...)` of all axes but the last, or `None`; entries to leave out of the moments.
         weight: `(examples,)` or `None`; rows of weight 0 are left out of the moments.
+        statistics: `"batch"`, or `"support"`: what the supports have left in `moving_mean` and `moving_variance`.
+        on: `"support"` or `"query"`.
     """
+    x = _wide(layer, inputs)
+    if statistics == "support" and on == "query":
+        moments = (_along(layer, x, vector(layer, name)) for name in ("moving_mean", "moving_variance"))
+        return _scaled(layer, x, *moments)
+    if statistics == "batch":
+        return normalise_and_measure(layer, inputs, mask, weight)[0]
+    mean, variance = _moments(layer, x, _rows_to_keep(layer, x, mask, weight))
+    # Inside the stateless scope of a task: the queries of that task read them, nobody else.
+    layer.moving_mean.assign(tf.reshape(mean, [-1]))
+    layer.moving_variance.assign(tf.reshape(variance, [-1]))
+    return _scaled(layer, x, mean, variance)
+
+
+def normalise_and_measure(layer, inputs, mask=None, weight=None):
+    """`layer` applied with the moments of the inputs: `(outputs, mean, variance)`, the latter two `(channels,)`.
+
+    No gradient is to be taken through these two. Arguments as for `normalise`.
+    """
+    x = _wide(layer, inputs)
+    keep = _rows_to_keep(layer, x, mask, weight)
+    if keep is None and _fusable(layer, x):
+        outputs, mean, variance = _fused(layer, x)
+        return tf.cast(outputs, layer.compute_dtype), mean, variance
+    mean, variance = _moments(layer, x, keep)
+    return _scaled(layer, x, mean, variance), tf.reshape(mean, [-1]), tf.reshape(variance, [-1])
+
+
+def _wide(layer, inputs):
     if getattr(layer, "renorm", False):
         raise ValueError(
             f"Layer '{layer.name}' has `renorm=True`: it corrects batch moments towards moving ones, which tasks do "
             "not share. Use `keras_maml.layers.BatchNormalization('moving')`, or `renorm=False`."
         )
-    x = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-    keep = _rows_to_keep(layer, x, mask, weight)
-    if statistics == "batch" and keep is None and _fusable(layer, x):
-        outputs = _fused(layer, x)
-    else:
-        if statistics == "support" and on == "query":
-            mean, variance = (
-                _along(layer, x, tf.convert_to_tensor(moment))
-                for moment in (layer.moving_mean, layer.moving_variance)
-            )
-        else:
-            mean, variance = _moments(layer, x, keep)
-        if statistics == "support" and on == "support":
-            # Inside the stateless scope of a task: the queries of that task read them, nobody else.
-            layer.moving_mean.assign(tf.reshape(mean, [-1]))
-            layer.moving_variance.assign(tf.reshape(variance, [-1]))
-        scale = tf.math.rsqrt(variance + tf.cast(layer.epsilon, x.dtype))
-        if layer.gamma is not None:
-            scale *= _along(layer, x, tf.convert_to_tensor(layer.gamma))
-        outputs = (x - mean) * scale
-        if layer.beta is not None:
-            outputs += _along(layer, x, tf.convert_to_tensor(layer.beta))
+    return tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+
+
+def _scaled(layer, x, mean, variance):
+    scale = tf.math.rsqrt(variance + tf.cast(layer.epsilon, x.dtype))
+    gamma, beta = vector(layer, "gamma"), vector(layer, "beta")
+    if gamma is not None:
+        scale *= _along(layer, x, gamma)
+    outputs = (x - mean) * scale
+    if beta is not None:
+        outputs += _along(layer, x, beta)
     return tf.cast(outputs, layer.compute_dtype)
+
+
+def vector(layer, name):
+    """A weight, `(channels,)` or `None`; of the inner step that runs, where the layer has a row for each."""
+    variable = getattr(layer, name)
+    if variable is None:
+        return None
+    value = tf.convert_to_tensor(variable)
+    return value if value.shape.rank == 1 else tf.gather(value, layer.row())
 
 
 def _along(layer, x, vector):
@@ -211,11 +239,12 @@ def _fusable(layer, x):
 
 
 def _fused(layer, x):
-    """One op where the composite makes several passes over memory."""
+    """One op where the composite makes several passes over memory: `(outputs, mean, variance)`."""
     channels = x.shape[-1]
-    gamma = tf.ones([channels]) if layer.gamma is None else tf.convert_to_tensor(layer.gamma)
-    beta = tf.zeros([channels]) if layer.beta is None else tf.convert_to_tensor(layer.beta)
-    return batch_normalization(x, tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32), layer.epsilon)
+    gamma, beta = vector(layer, "gamma"), vector(layer, "beta")
+    gamma = tf.ones([channels]) if gamma is None else tf.cast(gamma, tf.float32)
+    beta = tf.zeros([channels]) if beta is None else tf.cast(beta, tf.float32)
+    return batch_normalization_and_moments(x, gamma, beta, layer.epsilon)
 
 
 def exact_moments(x, axes, shift=None, keepdims=False, name=None):
@@ -240,7 +269,7 @@ def exact_moments(x, axes, shift=None, keepdims=False, name=None):
 def _route_batch_normalization(stock):
     @functools.wraps(stock)
     def call(self, inputs, training=None, mask=None):
-        scope = _scope()
+        scope = current_scope()
         if scope is None:
             return stock(self, inputs, training=training, mask=mask)
         statistics = statistics_of(self)
@@ -249,7 +278,7 @@ def _route_batch_normalization(stock):
                 keep = _rows_to_keep(self, inputs, mask, scope.weight)
                 mask = tf.broadcast_to(keep, tf.shape(inputs))[..., 0]
             return stock(self, inputs, training=training, mask=mask)
-        return _normalise(self, inputs, mask, scope.weight, statistics, scope.on)
+        return normalise(self, inputs, mask, scope.weight, statistics, scope.on)
 
     return call
 
@@ -257,7 +286,7 @@ def _route_batch_normalization(stock):
 def _route_moments(stock):
     @functools.wraps(stock)
     def moments(x, axes, shift=None, keepdims=False, name=None):
-        chosen = stock if _scope() is None else exact_moments
+        chosen = stock if current_scope() is None else exact_moments
         return chosen(x, axes, shift=shift, keepdims=keepdims, name=name)
 
     return moments
@@ -266,7 +295,7 @@ def _route_moments(stock):
 def _route_bias_add(stock):
     @functools.wraps(stock)
     def bias_add(value, bias, data_format=None, name=None):
-        if _scope() is None or (data_format or "N").startswith("NC"):
+        if current_scope() is None or (data_format or "N").startswith("NC"):
             return stock(value, bias, data_format=data_format, name=name)
         return tf.add(value, bias, name=name)
 
@@ -277,7 +306,7 @@ def _route_max_pool(stock):
     @functools.wraps(stock)
     def max_pool(input, ksize, strides, padding, data_format=None, name=None):
         size = tuple(ksize) if isinstance(ksize, (list, tuple)) else ()
-        plain = _scope() is None or data_format not in (None, "NHWC") or len(size) != 2
+        plain = current_scope() is None or data_format not in (None, "NHWC") or len(size) != 2
         if plain or not _windows_apart(size, strides, padding) or input.dtype != tf.float32:
             return stock(input, ksize, strides, padding, data_format=data_format, name=name)
         return max_pooling(input, size)

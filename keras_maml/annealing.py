@@ -1,0 +1,75 @@
+"""Schedules of outer gradient estimators: what share of the run has passed."""
+
+import warnings
+
+import keras
+
+from keras_maml.episodes.checks import check_whole
+
+
+class Anneal(keras.callbacks.Callback):
+    """Tells the model's `MetaGradient`, at the begin of every epoch, what share of the run has passed.
+
+    ```
+    meta_model.meta_gradient.anneal(epoch / epochs)
+    ```
+
+    `fit` adds this callback by itself where the estimator anneals, so that it is needed only for another number of
+    epochs: of a run that several calls of `fit` make, say, each with its `initial_epoch`. What is resumed, by
+    `initial_epoch` or `BackupAndRestore`, goes on as if it had not been interrupted.
+
+    Args:
+        epochs: number of epochs of the whole run, at least 1; default that of `fit`.
+
+    Raises:
+        ValueError: for a number out of range, or a model that is no `MetaModel`.
+    """
+
+    def __init__(self, epochs=None):
+        super().__init__()
+        if epochs is not None:
+            check_whole(1, epochs=epochs)
+        self.epochs = epochs
+
+    def on_train_begin(self, logs=None):
+        estimator = getattr(self.model, "meta_gradient", None)
+        if estimator is None:
+            raise ValueError(f"`Anneal` is for a `MetaModel`. Received: a model of class {type(self.model).__name__}.")
+        if estimator.anneals and self._epochs() == 1:
+            warnings.warn(
+                f"`{type(estimator).__name__}` anneals from epoch to epoch, and this run has one epoch: it stays at "
+                "its beginning. Take fewer `steps_per_epoch` and more `epochs`, or pass `Anneal(epochs=...)` if the "
+                "run goes on in other calls of `fit`.",
+                stacklevel=2,
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.meta_gradient.anneal(min(epoch / self._epochs(), 1.0))
+
+    def _epochs(self):
+        return self.params["epochs"] if self.epochs is None else self.epochs
+
+
+def with_annealing(meta_model, callbacks, epochs):
+    """The callbacks of `fit`, with an `Anneal` where the estimator anneals and none is there.
+
+    Args:
+        meta_model: the `MetaModel`.
+        callbacks: what `fit` was given: a list, one callback, a `CallbackList` or `None`.
+        epochs: of this call of `fit`.
+
+    Raises:
+        ValueError: for a `CallbackList` without `Anneal`.
+    """
+    if not meta_model.meta_gradient.anneals:
+        return callbacks
+    whole = isinstance(callbacks, keras.callbacks.CallbackList)
+    listed = callbacks.callbacks if whole else callbacks if isinstance(callbacks, list | tuple) else [callbacks]
+    if any(isinstance(callback, Anneal) for callback in listed):
+        return callbacks
+    if whole:
+        raise ValueError(
+            f"`{type(meta_model.meta_gradient).__name__}` anneals, and the `CallbackList` has no "
+            "`keras_maml.callbacks.Anneal`. Put one into it, or pass `callbacks` as a list, to which `fit` adds one."
+        )
+    return [*(callback for callback in listed if callback is not None), Anneal(epochs)]
