@@ -27,6 +27,8 @@ from keras_maml.algorithms import Reptile
 from keras_maml.checking import check
 from keras_maml.evaluation import evaluate_episodes
 from keras_maml.heads import PrototypeHead
+from keras_maml.heads import RidgeHead
+from keras_maml.heads import SVMHead
 from keras_maml.heads import ZeroHead
 from keras_maml.meta_model import MetaModel
 from keras_maml.plots import plot_adaptation

@@ -1,14 +1,7 @@
-"""Where a task starts: weights that are not meta-learned, but set at the start of every task.
+"""What every start has: what it sets, what it reads, and the checks of the model."""
 
-| start | the weights of the output layer before the first step |
-|---|---|
-| `ZeroHead` | 0 |
-| `PrototypeHead` | from the mean of each class's support features |
-
-What a start sets is not meta-learned: it gets no outer gradient, and the optimizer does not see it. It adapts from
-there as `Algorithm(layers=...)` says. The output layer has as many units in every task: where an episode has fewer
-classes, the others are classes without supports.
-"""
+import math
+import numbers
 
 import keras
 import tensorflow as tf
@@ -56,65 +49,12 @@ class Start(keras.layers.Layer):
         raise NotImplementedError(f"{type(self).__name__} must implement `__call__`.")
 
 
-@keras.saving.register_keras_serializable("keras_maml")
-class ZeroHead(Start):
-    """The weights of the output layer, the last one that has any, are 0 before the first step.
+class ComputedHead(Start):
+    """Base class of starts that compute the weights of a `Dense` output layer from its inputs at the supports.
 
-    Which class of a task has which number is chance: a meta-learned output layer could only prefer some numbers.
-
-    References:
-        - Kao et al. 2022, "MAML is a noisy contrastive learner in classification", arXiv:2106.15367
+    A new one implements `compute`. A class without supports gets weights of 0 and the lowest bias: -1e9, or -3e4 where
+    features are float16.
     """
-
-    constant = True
-
-    def resets(self, model):
-        return find_head(model).trainable_variables
-
-    def __call__(self, task, params):
-        return task.reset(params, [tf.zeros_like(params[i]) for i in task.learner.reset])
-
-
-@keras.saving.register_keras_serializable("keras_maml")
-class PrototypeHead(Start):
-    """The output layer starts from the means `mu_c` of the support features of each class c, its inputs.
-
-    ```
-    w_c = 2 scale mu_c,    b_c = -scale |mu_c|^2        # "euclidean": logits scale (|f|^2 - |f - mu_c|^2)
-    w_c = scale nu_c,      b_c = 0                      # "cosine": logits scale |f| cos(f, nu_c)
-    ```
-
-    where `nu_c` is the mean of the features brought to length 1, itself brought to length 1. As `|f|^2` is the same
-    for all classes, `Algorithm(..., steps=0, start=PrototypeHead())` is a prototypical network; with steps it is
-    Proto-MAML. For logits of cosines alone put a `keras.layers.UnitNormalization` before the output layer.
-
-    A class without supports has weights of 0 and the lowest bias: -1e9, or -3e4 where features are float16. The output
-    layer must be a `Dense` of as many units as tasks have classes at most, in training and later: it is not resized.
-
-    Args:
-        distance: `"euclidean"` or `"cosine"`.
-        scale: positive; default 1 for `"euclidean"`, 10 for `"cosine"`.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    References:
-        - Snell et al. 2017, "Prototypical networks for few-shot learning", arXiv:1703.05175
-        - with steps: Triantafillou et al. 2020, "Meta-Dataset: a dataset of datasets for learning to learn from few
-          examples", arXiv:1903.03096
-        - `"cosine"`: Gidaris and Komodakis 2018, "Dynamic few-shot visual learning without forgetting",
-          arXiv:1804.09458
-    """
-
-    def __init__(self, distance="euclidean", scale=None, **kwargs):
-        super().__init__(**kwargs)
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"`distance` must be 'euclidean' or 'cosine'. Received: distance={distance!r}.")
-        number = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if scale is not None and not (number and 0 < scale < float("inf")):
-            raise ValueError(f"`scale` must be a positive number, or None. Received: scale={scale!r}.")
-        self.distance = distance
-        self.scale = scale
 
     def resets(self, model):
         head = dense_head(model, type(self).__name__)
@@ -123,31 +63,50 @@ class PrototypeHead(Start):
     def body(self, model):
         return cut_below(model, find_head(model))
 
+    def compute(self, features, y, weight):
+        """The weights of the output layer.
+
+        Args:
+            features: `(S, features)`, in the precision of the weights; 0 in rows of weight 0.
+            y: shares of the classes, `(S, ways)`, 0 in rows of weight 0.
+            weight: `(S,)`, at least 0.
+
+        Returns:
+            `(kernel, bias)`, `(features, ways)` and `(ways,)`; what they hold for a class without supports is not used,
+            but must be finite.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `compute`.")
+
     def __call__(self, task, params):
         kernel = params[task.learner.reset[0]]
         features = task.features(params)
         lowest = -3e4 if features.dtype == tf.float16 else -1e9
         features = tf.cast(features, kernel.dtype)
         _, y, weight = task.support
-        members = memberships(y, weight, kernel.shape[-1], kernel.dtype)
-        if weight is not None:
-            # Not a product: a padded example may have any features, and 0 * inf is NaN.
-            features = tf.where(tf.cast(weight, kernel.dtype)[:, tf.newaxis] > 0, features, 0)
-        cosine = self.distance == "cosine"
-        scale = self.scale or (10.0 if cosine else 1.0)
-        if cosine:
-            features = tf.math.l2_normalize(features, -1)
-        counts = tf.reduce_sum(members, 0)
-        seen = counts > 0
-        means = tf.matmul(members, features, transpose_a=True) / tf.where(seen, counts, 1)[:, tf.newaxis]
-        if cosine:
-            weights, biases = scale * tf.math.l2_normalize(means, -1), tf.zeros_like(counts)
+        y = shares(y, kernel.shape[-1], kernel.dtype)
+        if weight is None:
+            weight = tf.ones(tf.shape(features)[:1], kernel.dtype)
         else:
-            weights, biases = 2 * scale * means, -scale * tf.reduce_sum(tf.square(means), -1)
-        return task.reset(params, [tf.transpose(weights), tf.where(seen, biases, lowest)])
+            # Not a product: a padded example may have any features, and 0 * inf is NaN.
+            weight = tf.cast(weight, kernel.dtype)
+            kept = weight[:, tf.newaxis] > 0
+            features, y = tf.where(kept, features, 0), tf.where(kept, y, 0)
+        kernel, bias = self.compute(features, y, weight)
+        seen = tf.reduce_max(y, 0) > 0
+        return task.reset(params, [tf.where(seen, kernel, 0), tf.where(seen, bias, lowest)])
 
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance, "scale": self.scale}
+    def log_weight(self, name, value):
+        """A meta-learned weight, the logarithm of a positive number: steps of an optimizer are relative, and it stays
+        positive."""
+
+        def start(shape, dtype):
+            return tf.constant(math.log(value), dtype, shape)  # Keras's `Constant` rounds to float32
+
+        return self.add_weight(name=f"log_{name}", shape=(), initializer=start)
+
+    def positive(self, weight, value, dtype):
+        """The number that a `log_weight` stands for, or `value` where there is none."""
+        return tf.constant(value, dtype) if weight is None else tf.exp(tf.cast(weight, dtype))
 
 
 def started(start, model, adapting):
@@ -181,12 +140,11 @@ def started(start, model, adapting):
     return variables, parts
 
 
-def memberships(y, weight, ways, dtype):
-    """How much of each support counts for each class, `(S, ways)`.
+def shares(y, ways, dtype):
+    """How much of each support belongs to each class, `(S, ways)`.
 
     Args:
         y: class indices, `(S,)` or `(S, 1)`, or shares of the classes, `(S, ways)`.
-        weight: `(S,)` or `None`.
         ways: number of classes.
         dtype: of the result.
 
@@ -195,15 +153,28 @@ def memberships(y, weight, ways, dtype):
     """
     rank = y.shape.rank
     if rank == 2 and y.shape[1] == ways:
-        members = tf.cast(y, dtype)
-    elif rank == 1 or (rank == 2 and y.shape[1] == 1):
-        members = tf.one_hot(tf.reshape(tf.cast(y, tf.int32), [-1]), ways, dtype=dtype)
-    else:
-        raise ValueError(
-            f"The labels of a task with {ways} classes must be class indices (supports,) or shares (supports, {ways}). "
-            f"Received: `support_y` of shape {tuple(y.shape)} without the task axis."
-        )
-    return members if weight is None else members * tf.cast(weight, dtype)[:, tf.newaxis]
+        return tf.cast(y, dtype)
+    if rank == 1 or (rank == 2 and y.shape[1] == 1):
+        return tf.one_hot(tf.reshape(tf.cast(y, tf.int32), [-1]), ways, dtype=dtype)
+    raise ValueError(
+        f"The labels of a task with {ways} classes must be class indices (supports,) or shares (supports, {ways}). "
+        f"Received: `support_y` of shape {tuple(y.shape)} without the task axis."
+    )
+
+
+def check_positive(name, value, optional=False):
+    """Raises `ValueError` unless a value is a positive finite number, or `None` where that may be."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
+        kind = "a positive number, or None" if optional else "a positive number"
+        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}.")
+
+
+def check_flag(name, value):
+    """Raises `ValueError` unless a value is `True` or `False`."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}.")
 
 
 def dense_head(model, name):
