@@ -3,6 +3,7 @@
 import numbers
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_maml.heads.base import ComputedHead, check_flag, check_positive
@@ -20,10 +21,10 @@ class RidgeHead(ComputedHead):
     logits = scale f W + bias
     ```
 
-    with both sides of the last two lines weighted by `sqrt(weight)`. `Algorithm(..., steps=0, start=RidgeHead())` is
-    R2-D2. As in the paper, F has no column of ones. The form is chosen when a step is traced if the number of supports
-    is known then, and by `tf.cond` if not. Systems are solved by Cholesky factors, with what float rounding would lose,
-    the trace times the machine epsilon, added to `regularization`.
+    with rows of F and Y times `sqrt(weight)` in the last two lines. `Algorithm(..., steps=0, start=RidgeHead())` is
+    R2-D2. As in the paper, F has no column of ones. The form is chosen when a step is traced; where the number of
+    supports is not known then, it is the last one. Systems are solved by Cholesky factors, with what float rounding
+    would lose, the trace times the machine epsilon, added to `regularization`.
 
     Regularization, scale and bias are meta-learned with the model's weights, the first two as logarithms. The bias is
     the same for all classes: the softmax cross-entropy does not see it, so that it is left out by default.
@@ -84,7 +85,7 @@ def ridge_regression(x, y, regularization):
     """`argmin |x W - y|^2 + regularization |W|^2`, in the smaller of its two forms.
 
     Args:
-        x: `(examples, features)`, both of which may be dynamic.
+        x: `(examples, features)`; the number of examples may be dynamic.
         y: `(examples, outputs)`.
         regularization: positive scalar.
 
@@ -93,7 +94,7 @@ def ridge_regression(x, y, regularization):
     """
 
     def solve(matrix, right_side):
-        ridge = regularization + tf.linalg.trace(matrix) * tf.experimental.numpy.finfo(x.dtype.as_numpy_dtype).eps
+        ridge = regularization + tf.linalg.trace(matrix) * float(np.finfo(x.dtype.as_numpy_dtype).eps)
         return cholesky_solve(matrix + ridge * tf.eye(tf.shape(matrix)[0], dtype=x.dtype), right_side)
 
     def primal():
@@ -103,6 +104,6 @@ def ridge_regression(x, y, regularization):
         return tf.matmul(x, solve(tf.matmul(x, x, transpose_b=True), y), transpose_a=True)
 
     examples, features = x.shape
-    if examples is not None and features is not None:
-        return dual() if examples < features else primal()
-    return tf.cond(tf.shape(x)[0] < tf.shape(x)[1], dual, primal)
+    # Not `tf.cond`, whose gradient `vectorized_map` cannot take. Both are as exact: the conditions of their matrices
+    # are the same.
+    return primal() if examples is not None and examples > features else dual()
