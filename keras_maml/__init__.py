@@ -22,7 +22,11 @@ from keras_maml.algorithms import FOMAML
 from keras_maml.algorithms import IMAML
 from keras_maml.algorithms import MAML
 from keras_maml.algorithms import Algorithm
+from keras_maml.algorithms import MetaOptNet
 from keras_maml.algorithms import MetaSGD
+from keras_maml.algorithms import ProtoMAML
+from keras_maml.algorithms import ProtoNet
+from keras_maml.algorithms import R2D2
 from keras_maml.algorithms import Reptile
 from keras_maml.checking import check
 from keras_maml.evaluation import evaluate_episodes
