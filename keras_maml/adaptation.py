@@ -111,7 +111,9 @@ class Learner:
         if self.halves is None or self.body is None:
             return False
         below, read = (
-            {layer.name for layer in flatten_layers(part.function)[1:]} for part in (self.halves[0], self.body)
+            # A clone has input layers of other names.
+            {v.name for v in flatten_layers(part.function)[1:] if not isinstance(v, keras.layers.InputLayer)}
+            for part in (self.halves[0], self.body)
         )
         set_there = {id(self.model.trainable[i]) for i in self.reset} & {id(v) for v in self.body.function.variables}
         return below == read and not set_there
