@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import keras_maml
-from keras_maml import ANIL, BOIL, FOMAML, IMAML, MAML, Algorithm, MetaSGD, Reptile, algorithms
+from keras_maml import ANIL, BOIL, FOMAML, IMAML, MAML, R2D2, Algorithm, MetaOptNet, MetaSGD, ProtoMAML, ProtoNet
+from keras_maml import PrototypeHead, Reptile, RidgeHead, SVMHead, algorithms
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, ProximalSGD
 from keras_maml.meta_gradients import FirstOrder, Implicit, ParameterDifference, Unrolled
 from keras_maml.selection import Exclude, Head
@@ -21,6 +22,12 @@ PRESETS = {
     "anil": (ANIL, SGD, Unrolled, (Head(),)),
     "boil": (BOIL, SGD, Unrolled, Exclude((Head(),))),
     "imaml": (IMAML, ProximalSGD, Implicit, None),
+    "protomaml": (ProtoMAML, SGD, Unrolled, None),
+}
+WITHOUT_STEPS = {
+    "protonet": (ProtoNet, PrototypeHead, {"distance": "cosine", "scale": 3.0}),
+    "r2d2": (R2D2, RidgeHead, {"regularization": 2.0, "scale": 3.0, "learned": False}),
+    "metaoptnet": (MetaOptNet, SVMHead, {"C": 2.0, "scale": 3.0, "learned": False, "iterations": 9}),
 }
 
 
@@ -39,13 +46,25 @@ def test_presets(name):
     assert (algorithm.steps, algorithm.evaluation_steps, algorithm.layers) == (2, 7, layers)
     assert type(algorithms.get(name)) is Algorithm and type(algorithms.get(name).rule) is rule
     assert algorithms.get(algorithm) is algorithm
-    assert set(algorithms.PRESETS) == set(PRESETS)
+    assert set(algorithms.PRESETS) == {*PRESETS, *WITHOUT_STEPS}
+
+
+@pytest.mark.parametrize("name", WITHOUT_STEPS)
+def test_presets_without_steps(name):
+    preset, start, settings = WITHOUT_STEPS[name]
+    algorithm = preset(**settings)
+    assert type(algorithm.start) is start and (algorithm.steps, algorithm.evaluation_steps) == (0, None)
+    assert {key: algorithm.start.get_config()[key] for key in settings} == settings
+    default, of_the_start = algorithms.get(name).start.get_config(), start().get_config()
+    assert {key: default[key] for key in settings} == {key: of_the_start[key] for key in settings}
 
 
 def test_settings_of_single_presets():
     assert Reptile(data="episode").meta_gradient.data == "episode"
     algorithm = IMAML(strength=5.0, iterations=3)
     assert (algorithm.rule.strength, algorithm.meta_gradient.iterations) == (5.0, 3)
+    start = ProtoMAML(distance="cosine", scale=3.0).start
+    assert (type(start), start.distance, start.scale) == (PrototypeHead, "cosine", 3.0)
     assert ANIL(head="head").layers == ("head",) and BOIL(head="head").layers == Exclude(("head",))
 
 
@@ -88,6 +107,7 @@ def adapting_bias(variable):
 
 ALGORITHMS = {
     **{name: preset(learning_rate=0.3, steps=2) for name, (preset, *_) in PRESETS.items()},
+    **{name: preset(**settings) for name, (preset, _, settings) in WITHOUT_STEPS.items()},
     "evaluation steps": MAML(steps=1, evaluation_steps=0),
     "one layer": Algorithm(SGD(), Unrolled(), 1, layers="head"),
     "list of layers": Algorithm(SGD(), Unrolled(), 1, layers=["hidden", "head"]),
@@ -167,7 +187,7 @@ def test_pairs_that_cannot_be(make, message):
         ("mamal", "Did you mean 'maml'?"),
         ("MAML", "Did you mean 'maml'?"),
         ("Meta-SGD", "Did you mean 'metasgd'?"),
-        ("first_order_maml", "Did you mean 'fomaml'?"),
+        ("FO-MAML", "Did you mean 'fomaml'?"),
         ("gradient descent", "algorithm='gradient descent'."),
         (MAML, "Call the preset: `MAML()`."),
         (["maml"], "algorithm=['maml']."),
