@@ -8,8 +8,24 @@ import numpy as np
 import pytest
 
 import keras_maml
-from keras_maml import ANIL, BOIL, FOMAML, IMAML, MAML, R2D2, Algorithm, MetaOptNet, MetaSGD, ProtoMAML, ProtoNet
-from keras_maml import PrototypeHead, Reptile, RidgeHead, SVMHead, algorithms
+from keras_maml import (
+    ANIL,
+    BOIL,
+    FOMAML,
+    IMAML,
+    MAML,
+    R2D2,
+    Algorithm,
+    MetaOptNet,
+    MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    PrototypeHead,
+    Reptile,
+    RidgeHead,
+    SVMHead,
+    algorithms,
+)
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, ProximalSGD
 from keras_maml.meta_gradients import FirstOrder, Implicit, ParameterDifference, Unrolled
 from keras_maml.selection import Exclude, Head
