@@ -225,7 +225,10 @@ REFUSED = {
         lambda: made(ZeroHead(), model=keras.Sequential([keras.Input((2, 1)), layers.Conv1D(3, 2), layers.Flatten()])),
         "a Conv1D",
     ),
-    "reshaped": (lambda: made(ZeroHead(), model=network(2, above=[layers.RepeatVector(2), layers.Flatten()])), "make 10"),
+    "reshaped": (
+        lambda: made(ZeroHead(), model=network(2, above=[layers.RepeatVector(2), layers.Flatten()])),
+        "make 10 outputs of 5 units",
+    ),
     "reptile": (
         lambda: made(ZeroHead(), meta_gradient=ParameterDifference()), "`ParameterDifference` learns.*ways=5"
     ),
