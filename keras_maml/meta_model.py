@@ -203,7 +203,8 @@ class MetaModel(EpisodeModel):
     def _mapping_for(self, variables, eager=None):
         eager = tf.executing_eagerly() if eager is None else eager
         asked, second_order = self._jit_compile_asked, self.meta_gradient.second_order
-        return mapping_choice.resolve(self._mapping, self.model, variables, asked, second_order, eager)
+        start = None if self.start is None or self.start.vectorizes else self.start
+        return mapping_choice.resolve(self._mapping, self.model, variables, asked, second_order, eager, start)
 
     def explain_task_mapping(self):
         """Which mapping runs the tasks of a batch in the steps of `fit`, how, and why."""

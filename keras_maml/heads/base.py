@@ -17,6 +17,7 @@ class Start(keras.layers.Layer):
     meta-learned with those of the model.
     """
 
+    vectorizes = True  # whether XLA runs it well as one op of many tasks
     constant = False  # whether it sets the same values in every task, whatever the other weights are
 
     def __init__(self, **kwargs):

@@ -46,6 +46,8 @@ class RidgeHead(ComputedHead):
         - Bertinetto et al. 2019, "Meta-learning with differentiable closed-form solvers", arXiv:1805.08136
     """
 
+    vectorizes = False  # XLA compiles factorisations slowly
+
     def __init__(self, regularization=1.0, scale=10.0, bias=None, learned=True, **kwargs):
         super().__init__(**kwargs)
         check_positive("regularization", regularization)

@@ -26,8 +26,8 @@ import tensorflow as tf
 
 from keras_maml.heads.base import ComputedHead, check_flag, check_positive
 
-RIDGE = 1e-8  # on Q, relative to its mean diagonal: P is unique then, and so is its derivative
-CLOSE = 1e-13  # mu relative to the gradient, where the path ends
+RIDGE = 1e-7  # on Q, relative to its mean diagonal: P is unique then, and so is its derivative
+CLOSE = 1e-11  # mu relative to the gradient, where the path ends: below 1e-14 factorisations fail by rounding
 BACK = 0.99  # of the way to the bounds
 
 
@@ -48,7 +48,8 @@ class SVMHead(ComputedHead):
     which takes one more linear solve. Where a variable is at its bound it stays there; near a change of that the
     derivative has a kink, as that of a ReLU has.
 
-    Cost: each iteration factorises `ways + 1` matrices of supports x supports.
+    Cost: each iteration factorises `ways + 1` matrices of supports x supports. With its gradient, 15 iterations take 1 ms
+    a task for 5 ways with 1 shot, 2 ms with 5 shots, 4 ms for 20 ways with 1 shot, and 130 ms with 5 shots, on a core.
 
     A class without supports takes no part in the machine, has weights of 0 and the lowest bias, see `PrototypeHead`.
     The output layer must be a `Dense` with a bias.
@@ -70,6 +71,8 @@ class SVMHead(ComputedHead):
         - the steps: Mehrotra 1992, "On the implementation of a primal-dual interior point method", SIAM Journal on
           Optimization 2
     """
+
+    vectorizes = False  # XLA makes the iterations three times as long, and compiles them for a minute
 
     def __init__(self, C=0.1, scale=10.0, learned=True, iterations=15, **kwargs):
         super().__init__(**kwargs)
@@ -202,8 +205,10 @@ class _Dual:
         aim = mu * (ahead / mu) ** 3 - dp * dz
         dp = solve(aim / inside - z)
         dz = self.seen * ((aim - z * dp) / inside - z)
-        length = tf.where(mu > CLOSE * self.span, _length(p, dp, z, dz, BACK), 0)
-        return p + length * dp, z + length * dz
+        length = _length(p, dp, z, dz, BACK)
+        # Not a length of 0: past the end of the path a step may be NaN.
+        goes_on = (mu > CLOSE * self.span) & tf.math.is_finite(length) & tf.reduce_all(tf.math.is_finite(dp + dz))
+        return tf.where(goes_on, p + length * dp, p), tf.where(goes_on, z + length * dz, z)
 
 
 def _length(p, dp, z, dz, share=1.0):
