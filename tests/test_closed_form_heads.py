@@ -145,6 +145,11 @@ def machine(x, y, bounds, iterations=15):
     return support_vector_machine(*(tf.constant(t, tf.float64) for t in (x, y, bounds)), iterations).numpy()
 
 
+@tf.function
+def run_machine(x, y, iterations):
+    return support_vector_machine(x, y, tf.fill(tf.shape(x)[:1], tf.constant(0.1, x.dtype)), iterations)
+
+
 def slacks(w, x, y):
     """`max over k of 1 - [k = y] + f.w_k - f.w_y`, at least 0 as k may be y."""
     scores = x @ w
@@ -188,7 +193,7 @@ class TestSupportVectorMachine:
     def test_duality_gap(self, supports, ways, width, price):
         """Any point that the dual allows bounds the primal from below: where the two are equal, both are solutions.
 
-        W = F' A gives A, as F F' is regular here.
+        W = F' A gives A, as F F' is regular here. At W = 0 the primal is the sum of the bounds: the scale of the gap.
         """
         x, y = problem(supports, ways, max(width, supports))
         bounds = np.full(supports, price)
@@ -198,7 +203,7 @@ class TestSupportVectorMachine:
         np.testing.assert_allclose(p.sum(1), 1, rtol=1e-6)
         assert p.min() > -1e-6
         dual = (y * a).sum() - 0.5 * (w**2).sum()
-        np.testing.assert_allclose(primal(w, x, y, bounds), dual, rtol=1e-5)
+        np.testing.assert_allclose(primal(w, x, y, bounds), dual, rtol=0, atol=1e-7 * bounds.sum())
 
     @pytest.mark.parametrize("price", [0.1, 1.0])
     def test_by_hand(self, price):
@@ -209,7 +214,7 @@ class TestSupportVectorMachine:
         x = np.array([[0.6, 0.8], [-0.6, -0.8]])
         a = min(price, 0.25)
         w = machine(x, np.eye(2), np.full(2, price))
-        np.testing.assert_allclose(w, 2 * a * np.stack([x[0], -x[0]], 1), atol=1e-7)
+        np.testing.assert_allclose(w, 2 * a * np.stack([x[0], -x[0]], 1), atol=1e-6)
 
     def test_the_gradient_by_hand(self):
         """As above, with lengths r: W = f / (2 r^2), where the margin holds; its second column is the negative."""
@@ -220,7 +225,7 @@ class TestSupportVectorMachine:
             w = support_vector_machine(tf.stack([x[0], -x[0]]), tf.eye(2, dtype=tf.float64), tf.ones(2, tf.float64), 15)
             value = w[0, 0]
         # d/df of f_0 / (2 |f|^2): (1/50 - 2 * 9/1250, -2 * 12/1250)
-        np.testing.assert_allclose(tape.gradient(value, x)[0], [0.02 - 0.0144, -0.0192], atol=1e-7)
+        np.testing.assert_allclose(tape.gradient(value, x)[0], [0.02 - 0.0144, -0.0192], atol=1e-6)
 
     def test_classes_without_supports_take_no_part(self):
         x, y = problem(9, 3, 4)
@@ -232,8 +237,24 @@ class TestSupportVectorMachine:
         x, y = problem(9, 3, 4)
         bounds = np.array([0.3, 0.5, 0.2, 0.3, 0.0, 0.3, 1.0, 0.3, 0.0])
         kept = bounds > 0
-        np.testing.assert_allclose(machine(x, y, bounds), machine(x[kept], y[kept], bounds[kept]), atol=1e-7)
+        np.testing.assert_allclose(machine(x, y, bounds), machine(x[kept], y[kept], bounds[kept]), atol=1e-5)
         np.testing.assert_allclose(machine(0 * x, y, bounds), 0, atol=1e-12)
+
+    def test_iterations_past_the_solution_change_nothing(self):
+        """Rounding makes steps NaN there: features as after a ReLU, of classes that are easily told apart or not."""
+        y = np.eye(5)[np.arange(25) % 5]
+        for seed in range(10):
+            random = np.random.default_rng(seed)
+            centres = 3 * random.normal(size=(5, 8))[y.argmax(1)]
+            features = tf.constant(np.maximum(random.normal(size=(25, 8)) + centres, 0) * 10.0 ** (seed % 3))
+            results = []
+            for iterations in (20, 60):
+                with tf.GradientTape() as tape:
+                    tape.watch(features)
+                    w = run_machine(features, tf.constant(y), tf.constant(iterations))
+                results.append([w, tape.gradient(w, features)])
+                assert all(np.isfinite(t).all() for t in results[-1])
+            np.testing.assert_array_equal(*(w for w, _ in results))
 
     @pytest.mark.parametrize("size", [1e-4, 1e4])
     def test_units_do_not_matter(self, size):

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from keras_maml.heads.base import ComputedHead, check_flag, check_positive
 
-RIDGE = 1e-7  # on Q, relative to its mean diagonal: P is unique then, and so is its derivative
+RIDGE = 1e-8  # on Q, relative to its mean diagonal: P is unique then, and so is its derivative
 CLOSE = 1e-11  # mu relative to the gradient, where the path ends: below 1e-14 factorisations fail by rounding
 BACK = 0.99  # of the way to the bounds
 
@@ -48,7 +48,7 @@ class SVMHead(ComputedHead):
     which takes one more linear solve. Where a variable is at its bound it stays there; near a change of that the
     derivative has a kink, as that of a ReLU has.
 
-    Cost: each iteration factorises `ways + 1` matrices of supports x supports. With its gradient, 15 iterations take 1 ms
+    Cost: each iteration factorises `ways + 1` matrices, supports x supports. With its gradient, 15 iterations take 1 ms
     a task for 5 ways with 1 shot, 2 ms with 5 shots, 4 ms for 20 ways with 1 shot, and 130 ms with 5 shots, on a core.
 
     A class without supports takes no part in the machine, has weights of 0 and the lowest bias, see `PrototypeHead`.
