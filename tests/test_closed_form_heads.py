@@ -313,6 +313,12 @@ def test_mappings_agree(head):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_the_mapping_chosen(head):
+    meta_model = keras_maml.MetaModel(network(), Algorithm(SGD(), Unrolled(), 0, start=head()))
+    meta_model.compile("adam", CROSS_ENTROPY)
+    assert meta_model.explain_task_mapping().startswith(f"Parallel: `{head.__name__}` factorises matrices")
+
+
 def test_under_xla(head):
     """The weights and their derivative, vectorised over tasks: all that a mapping adds to the rest of a step."""
     x, y = (np.stack(t).astype("float32") for t in zip(*(problem(6, 3, 4, seed) for seed in range(2)), strict=True))
