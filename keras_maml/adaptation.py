@@ -108,6 +108,19 @@ class Learner:
         return [i for i in range(len(self.model.trainable)) if i not in self.reset]
 
     @functools.cached_property
+    def shares_features(self):
+        """Whether what the inner steps begin with is what the start reads: the same part of the model, set by none."""
+        if self.halves is None or self.body is None:
+            return False
+        below, read = (
+            # A clone has input layers of other names.
+            {v.name for v in flatten_layers(part.function)[1:] if not isinstance(v, keras.layers.InputLayer)}
+            for part in (self.halves[0], self.body)
+        )
+        set_there = {id(self.model.trainable[i]) for i in self.reset} & {id(v) for v in self.body.function.variables}
+        return below == read and not set_there
+
+    @functools.cached_property
     def reads_support_moments(self):
         """Whether a layer normalises the queries by the moments of the supports."""
         return any(
@@ -171,6 +184,7 @@ class Task:
         self.query = query
         self.seed = seed
         self.unreached = set()
+        self._features = None
         self._state = state
         self._seed_positions = seed_positions
 
@@ -216,15 +230,18 @@ class Task:
         learner = self.learner
         at = (learner.steps,) if at is None else at
         theta, extra = self._divide(variables)
+        x, y, weight = self.support if data == "support" else self._episode()
+        state = self.state(stream)
+        shares = learner.shares_features and data == "support"
+        if shares:
+            x, state = self._below(theta, state, x, weight)
+        self._features = x if shares else None
         if learner.start is not None:
             with self._scope(extra):
                 theta = learner.start(self, theta)
-        x, y, weight = self.support if data == "support" else self._episode()
-        state = self.state(stream)
-        forward = learner.model
-        if learner.halves is not None:
-            body, forward = learner.halves
-            x, _, state = body(theta, state, x, learner.training, "support", weight)
+        if learner.halves is not None and not shares:
+            x, state = self._below(theta, state, x, weight)
+        forward = learner.model if learner.halves is None else learner.halves[1]
         adapting = [i for i, adapts in enumerate(learner.mask) if adapts]
         with self._scope(extra):
             rule_state = learner.rule.init([theta[i] for i in adapting])
@@ -276,6 +293,12 @@ class Task:
             params, rule_state = rule.step(carry.params, rule.clip(gradients), carry.rule_state, index)
         return Carry(list(params), state, rule_state)
 
+    def _below(self, theta, state, x, weight):
+        """What the body makes of the inputs, and the state after it."""
+        learner = self.learner
+        x, _, state = learner.halves[0](theta, state, x, learner.training, "support", weight)
+        return x, state
+
     def _scope(self, extra):
         return keras.StatelessScope(list(zip(self.learner.extra_variables, extra, strict=True)))
 
@@ -311,6 +334,8 @@ class Task:
 
     def features(self, params):
         """What the body makes of the supports, `(S, ...)`, with dropout masks of its own."""
+        if self._features is not None:
+            return self._features
         x, _, weight = self.support
         learner = self.learner
         return learner.body(params, self.state(START_STREAM), x, learner.training, "support", weight)[0]

@@ -12,13 +12,21 @@
 | `CAVIA` | `SGD` | `Unrolled` | the context, from 0 |
 | `MAMLPlusPlus` | `LayerwiseSGD` | `MultiStep` | all but normalisation |
 
-All presets take
+| preset | starts from | then |
+|---|---|---|
+| `ProtoNet` | `PrototypeHead` | |
+| `ProtoMAML` | `PrototypeHead` | as `MAML` |
+| `R2D2` | `RidgeHead` | |
+| `MetaOptNet` | `SVMHead` | |
+
+All presets with inner steps take
 
 - `learning_rate`: size of an inner step, positive; where the loss is a mean over the supports,
 - `steps`: inner steps in training, at least 1, and `evaluation_steps`: elsewhere, at least 0, default `steps`,
 - `clipnorm`: greatest global norm of an inner gradient, positive, or `None`,
 
-and raise `ValueError` for what is out of range. `head` is the name or the object of a layer.
+and raise `ValueError` for what is out of range. `head` is the name or the object of a layer. Presets without steps take
+the arguments of their start.
 """
 
 import dataclasses
@@ -27,7 +35,7 @@ from typing import Any
 
 import keras
 
-from keras_maml.heads import Start, ZeroContext
+from keras_maml.heads import PrototypeHead, RidgeHead, Start, SVMHead, ZeroContext
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, LearningRule, ProximalSGD
 from keras_maml.meta_gradients import (
     FirstOrder,
@@ -96,6 +104,11 @@ class Algorithm:
                 f"With `steps=0` nothing is learned about step sizes. Received: rule={type(self.rule).__name__}. Use a "
                 "rule without weights, such as `SGD`, or train with steps."
             )
+
+    def parts(self):
+        """Copies with weights of their own: `(rule, meta_gradient, start)`."""
+        parts = (self.rule, self.meta_gradient, self.start)
+        return tuple(part and type(part).from_config(part.get_config()) for part in parts)
 
     @property
     def _starts_from_supports(self):
@@ -204,6 +217,31 @@ def MAMLPlusPlus(
     return Algorithm(LayerwiseSGD(learning_rate, clipnorm), meta_gradient, steps, evaluation_steps, layers)
 
 
+def ProtoNet(distance="euclidean", scale=None):
+    """Prototypical networks (Snell et al. 2017, arXiv:1703.05175): the nearest mean of a class."""
+    return _without_steps(PrototypeHead(distance, scale))
+
+
+def ProtoMAML(learning_rate=0.01, steps=5, evaluation_steps=None, clipnorm=None, distance="euclidean", scale=None):
+    """Proto-MAML (Triantafillou et al. 2020, arXiv:1903.03096): MAML whose output layer starts from prototypes."""
+    start = PrototypeHead(distance, scale)
+    return Algorithm(SGD(learning_rate, clipnorm), Unrolled(), steps, evaluation_steps, start=start)
+
+
+def R2D2(regularization=1.0, scale=10.0, learned=True):
+    """R2-D2 (Bertinetto et al. 2019, arXiv:1805.08136): ridge regression of the labels, its settings learned."""
+    return _without_steps(RidgeHead(regularization, scale, learned=learned))
+
+
+def MetaOptNet(C=0.1, scale=10.0, learned=True, iterations=15):
+    """MetaOptNet-SVM (Lee et al. 2019, arXiv:1904.03758): a support vector machine, differentiated at its solution."""
+    return _without_steps(SVMHead(C, scale, learned, iterations))
+
+
+def _without_steps(start):
+    return Algorithm(SGD(), Unrolled(), steps=0, start=start)
+
+
 PRESETS = {
     "maml": MAML,
     "fomaml": FOMAML,
@@ -214,6 +252,10 @@ PRESETS = {
     "imaml": IMAML,
     "cavia": CAVIA,
     "mamlplusplus": MAMLPlusPlus,
+    "protonet": ProtoNet,
+    "protomaml": ProtoMAML,
+    "r2d2": R2D2,
+    "metaoptnet": MetaOptNet,
 }
 
 

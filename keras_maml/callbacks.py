@@ -1,4 +1,4 @@
-"""Keras callbacks for meta-learning: curves and learned rates in the logs, stops where tasks are not finite, schedules."""
+"""Keras callbacks: curves and learned rates in the logs, stops where tasks are not finite, schedules of estimators."""
 
 import math
 import warnings

@@ -5,7 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from keras_maml import cards, checks, inputs
+from keras_maml import cards, checks, inputs, resizing
 from keras_maml.annealing import with_annealing
 from keras_maml.episodes import check_disjoint
 from keras_maml.losses import TaskLoss
@@ -161,6 +161,25 @@ class EpisodeModel(keras.Model):
                 not built, or if files are in the way.
         """
         return cards.write(self, report, directory, episodes, description, overwrite)
+
+    def with_ways(self, ways):
+        """A `MetaModel` for tasks of other numbers of classes: the same layers, below an output layer of other units.
+
+        For algorithms whose start sets the whole output layer in every task, such as `keras_maml.ProtoNet()` or
+        `Algorithm(..., start=ZeroHead())`. All that is meta-learned is shared, the weights of the rule, the start and
+        the estimator too: to train one is to train the other. It is compiled as this one, with the same optimizer.
+
+        Args:
+            ways: number of units of the output layer, at least 2: the greatest number of classes of a task.
+
+        Returns:
+            A `MetaModel`.
+
+        Raises:
+            ValueError: if the output layer is meta-learned or is no `Dense`, if a rule has learned weights for every
+                weight of it, or for `ParameterDifference`.
+        """
+        return resizing.with_ways(self, ways)
 
     def _check_data(self, arguments, name, steps_name):
         batch = inputs.first_batch(arguments, name, steps_name)

@@ -149,12 +149,13 @@ def values_of(variables, values=None):
     return values
 
 
-def check_values(named, limits):
+def check_values(named, limits, remedy=""):
     """Refuses NaN, infinities and labels out of range, in tensors or arrays whose values are at hand.
 
     Args:
         named: dict of names to nested structures; symbolic tensors and `None` pass.
         limits: dict of names to what labels must be below; `None` where they are no class indices.
+        remedy: end of the message about labels out of range.
 
     Raises:
         ValueError: naming the tensor and the value.
@@ -179,7 +180,7 @@ def check_values(named, limits):
                 if low < 0 or high >= limit:
                     raise ValueError(
                         f"Labels must be in [0, {limit}), as the model has {limit} outputs. Received: `{name}` with "
-                        f"labels from {low} to {high}. Number the classes of each episode from 0."
+                        f"labels from {low} to {high}. Number the classes of each episode from 0.{remedy}"
                     )
 
 

@@ -102,3 +102,23 @@ def neumann_series(matrix, right_side, iterations, rate):
         term = [t - tf.cast(rate, t.dtype) * p for t, p in zip(term, matrix(term), strict=True)]
         total = [s + t for s, t in zip(total, term, strict=True)]
     return [tf.cast(rate, s.dtype) * s for s in total]
+
+
+def cholesky_solve(matrix, right_side):
+    """Solves `matrix x = right_side` for a symmetric positive definite matrix; NaN where the matrix is not finite.
+
+    TensorFlow's factorisation stops a step with an error at a NaN. A task that has diverged should rather say so by its
+    loss, as everywhere.
+
+    Args:
+        matrix: `(..., n, n)`.
+        right_side: `(..., n, columns)`.
+
+    Returns:
+        `(..., n, columns)`.
+    """
+    finite = tf.reduce_all(tf.math.is_finite(matrix))
+    identity = tf.eye(tf.shape(matrix)[-1], dtype=matrix.dtype)
+    factor = tf.linalg.cholesky(tf.where(finite, matrix, identity))
+    nan = tf.constant(float("nan"), matrix.dtype)
+    return tf.linalg.cholesky_solve(factor, right_side) + tf.where(finite, tf.zeros_like(nan), nan)

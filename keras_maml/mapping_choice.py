@@ -96,7 +96,7 @@ def tasks_that_fit(variables):
     return max(1, STACKED_BYTES // max(1, size))
 
 
-def resolve(mapping, model, variables, jit_compile="auto", second_order=True, eager=False):
+def resolve(mapping, model, variables, jit_compile="auto", second_order=True, eager=False, start=None):
     """The mapping that runs, of the one asked for: chosen, made to fit in memory, and without XLA where need be.
 
     Args:
@@ -106,6 +106,7 @@ def resolve(mapping, model, variables, jit_compile="auto", second_order=True, ea
         jit_compile: what `compile` was asked for: `"auto"`, `True` or `False`.
         second_order: whether second derivatives are taken.
         eager: whether steps run eagerly.
+        start: a `Start` that does not vectorise well, or `None`.
 
     Returns:
         `(mapping, reason)`.
@@ -114,6 +115,8 @@ def resolve(mapping, model, variables, jit_compile="auto", second_order=True, ea
         reason = "chosen by `task_mapping`"
     elif eager:
         mapping, reason = Parallel(), "steps are eager"
+    elif start is not None:
+        mapping, reason = Parallel(), f"`{type(start).__name__}` factorises matrices, which is slow under XLA"
     else:
         mapping, reason = choose(model, variables)
         if tf.config.list_physical_devices("GPU"):

@@ -80,9 +80,7 @@ class MetaModel(EpisodeModel):
         self.algorithm = algorithms.get(algorithm)
         self.task_mapping = task_mapping
         self.inner_loss = inner_loss
-        self.rule = _copy(self.algorithm.rule)
-        self.meta_gradient = _copy(self.algorithm.meta_gradient)
-        self.start = None if self.algorithm.start is None else _copy(self.algorithm.start)
+        self.rule, self.meta_gradient, self.start = self.algorithm.parts()
         # Counts batches that were learned from, for dropout masks and to resume; not the optimizer's, as a custom
         # training loop may have an optimizer of its own.
         self.outer_step = self.add_weight(
@@ -96,7 +94,7 @@ class MetaModel(EpisodeModel):
         self._mapping = task_mappings.get(task_mapping)
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
-        self._specs, self._started = Untracked({}), Untracked({})
+        self._specs, self._started, self._of_ways = Untracked({}), Untracked({}), Untracked({})
         self._output_shape = None
         self._jit_compile_asked = "auto"  # `_jit_compile` is Keras's own, where "auto" has become a bool
         if model.built:
@@ -149,7 +147,8 @@ class MetaModel(EpisodeModel):
                 "frozen layers are not as when the MetaModel was made. Freeze layers first, then make the MetaModel."
             )
         limits = {"support_y": self._label_limit(), "y": self._label_limit(self._task_loss)}
-        inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, limits)
+        remedy = "" if self.start is None else " For more classes see `MetaModel.with_ways`."
+        inputs.check_values({**x, "y": y, "sample_weight": sample_weight}, limits, remedy)
         if all(map(tf.is_tensor, tf.nest.flatten(x))):  # arrays are cast before a step sees them
             self._specs.value = export.widen(self._specs.value, x)
 
@@ -209,7 +208,8 @@ class MetaModel(EpisodeModel):
     def _mapping_for(self, variables, eager=None):
         eager = tf.executing_eagerly() if eager is None else eager
         asked, second_order = self._jit_compile_asked, self.meta_gradient.second_order
-        return mapping_choice.resolve(self._mapping, self.model, variables, asked, second_order, eager)
+        start = None if self.start is None or self.start.vectorizes else self.start
+        return mapping_choice.resolve(self._mapping, self.model, variables, asked, second_order, eager, start)
 
     def explain_task_mapping(self):
         """Which mapping runs the tasks of a batch in the steps of `fit`, how, and why."""
@@ -236,7 +236,7 @@ class MetaModel(EpisodeModel):
 
         return self._run(one_task, inputs, training=bool(training))[0]["predictions"]
 
-    def adapt(self, support_x, support_y, steps=None, support_weight=None):
+    def adapt(self, support_x, support_y, steps=None, support_weight=None, ways=None):
         """Adapts to one task.
 
         Args:
@@ -244,6 +244,7 @@ class MetaModel(EpisodeModel):
             support_y: `(S, ...)`.
             steps: number of inner steps, at least 0; default the algorithm's `evaluation_steps`.
             support_weight: `(S,)` or `None`.
+            ways: number of units of the output layer, see `with_ways`; default as in the model.
 
         Returns:
             A plain `keras.Model` with weights of its own: a clone of the base model, adapted. Where batch normalisation
@@ -256,6 +257,8 @@ class MetaModel(EpisodeModel):
             ValueError: for supports that are malformed or not finite, labels out of range, a model that cannot be
                 cloned, or an adaptation that diverges.
         """
+        if ways is not None:
+            return self.with_ways(ways).adapt(support_x, support_y, steps, support_weight)
         steps = self._evaluation_steps if steps is None else steps
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"`steps` must be an integer of at least 0. Received: steps={steps!r}.")
@@ -278,7 +281,7 @@ class MetaModel(EpisodeModel):
             value = tf.convert_to_tensor(value)  # a list of numbers is an array, not a structure
         return tf.nest.map_structure(convert, value)
 
-    def export(self, filepath):
+    def export(self, filepath, ways=None):
         """Writes a SavedModel that adapts and predicts by itself; `keras_maml` is not needed to serve it.
 
         Signatures, for one task a request, stateless, with any number of supports and queries:
@@ -289,11 +292,12 @@ class MetaModel(EpisodeModel):
 
         Args:
             filepath: the folder to write.
+            ways: number of units of the output layer, see `with_ways`; default as in the model.
 
         Raises:
             ValueError: if shapes are not known yet: call the model on an episode first.
         """
-        export.save(self, filepath)
+        export.save(self if ways is None else self.with_ways(ways), filepath)
 
     def meta_gradients(self, x, y, sample_weight=None, variables=None):
         """The outer gradient of a batch of episodes, for training loops of your own.
@@ -394,8 +398,3 @@ class MetaModel(EpisodeModel):
     def from_config(cls, config, custom_objects=None):
         with keras.saving.custom_object_scope(custom_objects or {}):
             return cls(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})
-
-
-def _copy(part):
-    """A part of an algorithm with weights of its own."""
-    return type(part).from_config(part.get_config())

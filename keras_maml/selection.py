@@ -194,22 +194,35 @@ def find_head(model):
 def cut_below(model, layer):
     """The part of a model below a layer, on the model's own layers: from its inputs to what the layer takes.
 
-    `KerasTensor._keras_history` and `Layer._inbound_nodes` are private (Keras 3.15); the public `layer.input` is that
-    of the layer's first call, which may belong to another model.
-
     Raises:
         ValueError: if the outputs do not come from that layer alone, the reason fit to follow "the model, ".
     """
+    tensor, _ = _walk_down(model, layer)
+    return keras.Model(model.inputs[0] if type(model) is keras.Sequential else model.input, tensor)
+
+
+def layers_above(model, layer):
+    """The layers between one that `cut_below` can cut at and the outputs, in the order of their calls."""
+    return _walk_down(model, layer)[1]
+
+
+def _walk_down(model, layer):
+    """What a layer takes, from which the outputs come alone, and the layers passed on the way from the outputs.
+
+    `KerasTensor._keras_history` and `Layer._inbound_nodes` are private (Keras 3.15); the public `layer.input` is that
+    of the layer's first call, which may belong to another model.
+    """
     if (type(model) is not keras.Sequential and not _is_functional(model)) or len(model.outputs) != 1:
         raise ValueError("which is subclassed, or has several outputs")
-    tensor, operation = model.outputs[0], None
+    tensor, operation, above = model.outputs[0], None, []
     while operation is not layer:
+        above = [operation, *above] if operation else above
         operation, index, _ = tensor._keras_history
         inputs = operation._inbound_nodes[index].input_tensors
         if len(inputs) != 1:
             raise ValueError(f"whose outputs come from layer '{layer.name}' not alone, or as part of a nested model")
         tensor = inputs[0]
-    return keras.Model(model.inputs[0] if type(model) is keras.Sequential else model.input, tensor)
+    return tensor, above
 
 
 def _names(model):

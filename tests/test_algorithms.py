@@ -15,10 +15,17 @@ from keras_maml import (
     FOMAML,
     IMAML,
     MAML,
+    R2D2,
     Algorithm,
     MAMLPlusPlus,
+    MetaOptNet,
     MetaSGD,
+    ProtoMAML,
+    ProtoNet,
+    PrototypeHead,
     Reptile,
+    RidgeHead,
+    SVMHead,
     algorithms,
 )
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, ProximalSGD
@@ -35,6 +42,12 @@ PRESETS = {
     "imaml": (IMAML, ProximalSGD, Implicit, None),
     "cavia": (CAVIA, SGD, Unrolled, keras_maml.context_parameters),
     "mamlplusplus": (MAMLPlusPlus, LayerwiseSGD, MultiStep, Exclude((keras_maml.normalization,))),
+    "protomaml": (ProtoMAML, SGD, Unrolled, None),
+}
+WITHOUT_STEPS = {
+    "protonet": (ProtoNet, PrototypeHead, {"distance": "cosine", "scale": 3.0}),
+    "r2d2": (R2D2, RidgeHead, {"regularization": 2.0, "scale": 3.0, "learned": False}),
+    "metaoptnet": (MetaOptNet, SVMHead, {"C": 2.0, "scale": 3.0, "learned": False, "iterations": 9}),
 }
 
 
@@ -54,7 +67,17 @@ def test_presets(name):
     assert (algorithm.steps, algorithm.evaluation_steps, algorithm.layers) == (2, 7, layers)
     assert type(algorithms.get(name)) is Algorithm and type(algorithms.get(name).rule) is rule
     assert algorithms.get(algorithm) is algorithm
-    assert set(algorithms.PRESETS) == set(PRESETS)
+    assert set(algorithms.PRESETS) == {*PRESETS, *WITHOUT_STEPS}
+
+
+@pytest.mark.parametrize("name", WITHOUT_STEPS)
+def test_presets_without_steps(name):
+    preset, start, settings = WITHOUT_STEPS[name]
+    algorithm = preset(**settings)
+    assert type(algorithm.start) is start and (algorithm.steps, algorithm.evaluation_steps) == (0, None)
+    assert {key: algorithm.start.get_config()[key] for key in settings} == settings
+    default, of_the_start = algorithms.get(name).start.get_config(), start().get_config()
+    assert {key: default[key] for key in settings} == {key: of_the_start[key] for key in settings}
 
 
 def test_settings_of_single_presets():
@@ -66,6 +89,8 @@ def test_settings_of_single_presets():
     assert (estimator.multi_step_share, estimator.first_order_share) == (0.2, 0.3)
     plain = MAMLPlusPlus(multi_step_share=None, first_order_share=None, adapt_normalization=True)
     assert type(plain.meta_gradient) is Unrolled and not plain.meta_gradient.anneals and plain.layers is None
+    start = ProtoMAML(distance="cosine", scale=3.0).start
+    assert (type(start), start.distance, start.scale) == (PrototypeHead, "cosine", 3.0)
     assert ANIL(head="head").layers == ("head",) and BOIL(head="head").layers == Exclude(("head",))
 
 
@@ -108,6 +133,7 @@ def adapting_bias(variable):
 
 ALGORITHMS = {
     **{name: preset(learning_rate=0.3, steps=2) for name, (preset, *_) in PRESETS.items()},
+    **{name: preset(**settings) for name, (preset, _, settings) in WITHOUT_STEPS.items()},
     "evaluation steps": MAML(steps=1, evaluation_steps=0),
     "one layer": Algorithm(SGD(), Unrolled(), 1, layers="head"),
     "list of layers": Algorithm(SGD(), Unrolled(), 1, layers=["hidden", "head"]),
@@ -187,7 +213,7 @@ def test_pairs_that_cannot_be(make, message):
         ("mamal", "Did you mean 'maml'?"),
         ("MAML", "Did you mean 'maml'?"),
         ("Meta-SGD", "Did you mean 'metasgd'?"),
-        ("first_order_maml", "Did you mean 'fomaml'?"),
+        ("FO-MAML", "Did you mean 'fomaml'?"),
         ("gradient descent", "algorithm='gradient descent'."),
         (MAML, "Call the preset: `MAML()`."),
         (["maml"], "algorithm=['maml']."),

@@ -61,7 +61,8 @@ def cast(meta_model):
             clone = keras.saving.deserialize_keras_object(_in_float64(keras.saving.serialize_keras_object(model)))
             if not clone.built:
                 clone.build(model.input_shape)
-            algorithm = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(meta_model.algorithm))
+            algorithm = _in_float64(keras.saving.serialize_keras_object(meta_model.algorithm))
+            algorithm = keras.saving.deserialize_keras_object(algorithm)
     finally:
         keras.config.set_dtype_policy(policy)
         random.setstate(state)  # initializers without a seed draw one from it
