@@ -44,17 +44,25 @@ def prepare_second_order(model):
         )
 
 
-def check_rows(model, steps):
-    """Refuses layers with weights for more inner steps than are made in training: these would never learn.
+def check_rows(model, algorithm):
+    """Refuses layers with weights for each inner step where some of them would never learn.
 
     Args:
         model: a built model.
-        steps: number of inner steps in training.
+        algorithm: an `Algorithm`.
 
     Raises:
-        ValueError: for such a layer.
+        ValueError: for weights of more steps than are made in training, and for a meta-gradient that moves what adapts
+            only.
     """
+    steps, estimator = algorithm.steps, algorithm.meta_gradient
     for layer in flatten_layers(model):
+        if getattr(layer, "weights_of_steps", ()) and not estimator.differentiates:
+            raise ValueError(
+                f"`{type(estimator).__name__}` gives no gradient for weights that do not adapt, as those that layer "
+                f"'{layer.name}' has for each inner step. Make the layer with `weights_per_step=False`, or use "
+                "`Unrolled()` or `FirstOrder()`."
+            )
         if isinstance(layer, PerStepBatchNormalization) and layer.steps > steps:
             raise ValueError(
                 f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the "

@@ -99,14 +99,14 @@ def adapting_mask(model, layers):
     Args:
         model: a built model.
         layers: `None` (all), a layer name, a layer object, a `Role`, a sequence of these, `exclude(...)`, or a
-            predicate on a variable.
+            predicate on a variable. What layers have for each inner step, their `weights_of_steps`, never adapts.
 
     Raises:
         ValueError: if a layer is unknown or ambiguous, has no trainable weights, or if nothing is left to adapt.
     """
     if layers is None:
-        return tuple(True for _ in model.trainable_variables)
-    if isinstance(layers, Exclude):
+        mask = tuple(True for _ in model.trainable_variables)
+    elif isinstance(layers, Exclude):
         excluded = _variables_of(model, layers.layers, some=False)
         mask = tuple(id(v) not in excluded for v in model.trainable_variables)
     elif callable(layers) and not isinstance(layers, keras.layers.Layer):
@@ -115,6 +115,8 @@ def adapting_mask(model, layers):
         members = layers if isinstance(layers, (list, tuple)) else (layers,)
         included = _variables_of(model, members)
         mask = tuple(id(v) in included for v in model.trainable_variables)
+    of_steps = {id(v) for layer in flatten_layers(model) for v in getattr(layer, "weights_of_steps", ())}
+    mask = tuple(adapts and id(v) not in of_steps for v, adapts in zip(model.trainable_variables, mask, strict=True))
     if not any(mask):
         raise ValueError(
             f"No weight of model '{model.name}' adapts with layers={layers!r}. Expected layers with trainable weights; "

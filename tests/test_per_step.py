@@ -243,7 +243,7 @@ def test_the_whole_of_maml_plus_plus(tmp_path):
     for predictions in (whole, in_two, learner(task["query_x"]), again(task["query_x"])):
         np.testing.assert_allclose(predictions, expected[0], rtol=1e-4, atol=1e-5)
     report = keras_maml.evaluate_episodes(meta_model, (x, y), tasks=2, steps=(0, 2), verbose=0)
-    words = "MultiStep(first_order_share=0.5, multi_step_share=0.1), adapts all but normalisation"
+    words = "MultiStep(first_order_share=0.5, multi_step_share=0.1), adapts all but normalization"
     assert words in report.protocol["algorithm"]
     assert "weights and moments of each of 2 steps" in report.protocol["normalisation"]
     card = meta_model.card(report, tmp_path / "card")
@@ -309,3 +309,21 @@ def test_configuration_round_trips():
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == layer.get_config() and again.weights_per_step is False
+
+
+def test_weights_of_steps_do_not_adapt():
+    # Row k is read after k steps and not again: nothing would see it moved.
+    model = per_step_normalization(classifier(), steps=2)
+    layer = model.layers[2]
+    mask = keras_maml.MetaModel(model, keras_maml.MAML(0.1, 2)).mask
+    still = [v.path for v, adapts in zip(model.trainable_variables, mask, strict=True) if not adapts]
+    assert still == [layer.gamma.path, layer.beta.path]
+    chosen = keras_maml.Algorithm(
+        keras_maml.learning_rules.SGD(0.1), keras_maml.meta_gradients.Unrolled(), 2, layers=layer.name
+    )
+    with pytest.raises(ValueError, match="No weight of model .* adapts"):
+        keras_maml.MetaModel(model, chosen)
+    with pytest.raises(ValueError, match="`weights_per_step=False`"):
+        keras_maml.MetaModel(model, keras_maml.Reptile(0.1, 2))
+    of_moments = per_step_normalization(classifier(), steps=2, weights_per_step=False)
+    assert all(keras_maml.MetaModel(of_moments, keras_maml.Reptile(0.1, 2)).mask)

@@ -125,11 +125,12 @@ def started(start, model, adapting):
         ValueError: if the model does not suit the start, or if it would be the same after adaptation.
     """
     variables = start.resets(model)
-    if start.constant and not {id(v) for v in variables} & {id(v) for v in adapting}:
+    adapts = {id(v) for v in adapting}
+    stuck = [v.path for v in variables if id(v) not in adapts]
+    if start.constant and stuck:
         raise ValueError(
-            f"`{type(start).__name__}` sets {[v.path for v in variables]} to the same values in every task, and "
-            "`layers=` lets none of them adapt, so that they would never change. Let their layer adapt, or leave out "
-            "`start=`."
+            f"`{type(start).__name__}` sets {stuck} to the same values in every task, and `layers=` does not let them "
+            "adapt, so that they would never change. Let their layer adapt, or leave out `start=`."
         )
     positions = {id(v): i for i, v in enumerate(model.trainable_variables)}
     body = start.body(model)

@@ -28,15 +28,10 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
     In `fit` the call at step k moves row k, for each task from where the batch began, and `fit` keeps the mean over the
     tasks: so `momentum` acts once an outer step.
 
-    Weights per step are meta-learned as all others are. MAML++ does not let them adapt within a task:
-
-    ```python
-    algorithm = keras_maml.Algorithm(rule, meta_gradient, steps=5, layers=keras_maml.exclude("normalization", ...))
-    ```
-
-    with the names of these layers, or `keras_maml.MAMLPlusPlus()`, which leaves out all normalisation. Called by
-    itself, outside a `MetaModel`, the layer is a `BatchNormalization` with the first rows. `MetaModel.adapt` gives a
-    learner that has a stock layer with the rows of the last step in its place.
+    Weights per step are meta-learned as all others are, and do not adapt within a task, whatever `layers=` says: row k
+    is read after k steps and not again, so that nothing would ever see it moved. Called by itself, outside a
+    `MetaModel`, the layer is a `BatchNormalization` with the first rows. `MetaModel.adapt` gives a learner that has a
+    stock layer with the rows of the last step in its place.
 
     Args:
         steps: number of inner steps, at least 1, at most the `steps` of the algorithm.
@@ -92,6 +87,11 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
         self.inner_step = self.add_weight(
             shape=(), dtype="int32", initializer="zeros", trainable=False, name="inner_step"
         )
+
+    @property
+    def weights_of_steps(self):
+        """Trainable weights with a row for each step, which do not adapt within a task."""
+        return self.trainable_variables if self.weights_per_step else []
 
     def row(self):
         """Which row of a weight with rows belongs to the inner step that runs, an int32 scalar."""
