@@ -197,11 +197,11 @@ def table():
     lines = [
         "# Which parts go together",
         "",
-        "An algorithm has a rule, a meta-gradient, a choice of layers and a start, and its model normalises by some",
-        f"statistics. Of the {len(every):,} combinations below {legal:,} train: every meta-learned variable gets a gradient",
-        "that is finite and not 0. The others are refused when the `Algorithm` or the `MetaModel` is made, for a pair that",
-        "does not go together: a number is the reason, below. `python tests/parts.py --all` tries every combination; the",
-        "tests try some in which every pair stands.",
+        "An algorithm has a rule, a meta-gradient, a choice of layers and a start, and its model normalises by",
+        f"some statistics. Of the {len(every):,} combinations below {legal:,} train: every meta-learned variable gets",
+        "a gradient that is finite and not 0. The others are refused when the `Algorithm` or the `MetaModel` is",
+        "made, for a pair that does not go together: a number is the reason, below. `python tests/parts.py --all`",
+        "tries every combination; the tests try some in which every pair stands.",
         "",
     ]
     for i, j in itertools.combinations(range(len(AXES)), 2):
