@@ -122,8 +122,8 @@ class MetaModel(EpisodeModel):
         self.built = True
 
     def _cut(self):
-        frozen = len(self.model.weights) > len(self.model.trainable_variables)
-        halves, no_cut = split(self.model, self.mask) if frozen or not all(self.mask) else (None, None)
+        moving = all(self.mask) and len(self.model.weights) == len(self.model.trainable_variables)
+        halves, no_cut = (None, None) if moving or not any(self.mask) else split(self.model, self.mask)
         self._halves = halves and Untracked((*halves, str(self.model.get_config())))
         if no_cut and not all(self.mask):
             warnings.warn(

@@ -117,7 +117,7 @@ def adapting_mask(model, layers):
         mask = tuple(id(v) in included for v in model.trainable_variables)
     of_steps = {id(v) for layer in flatten_layers(model) for v in getattr(layer, "weights_of_steps", ())}
     mask = tuple(adapts and id(v) not in of_steps for v, adapts in zip(model.trainable_variables, mask, strict=True))
-    if not any(mask):
+    if mask and not any(mask):
         raise ValueError(
             f"No weight of model '{model.name}' adapts with layers={layers!r}. Expected layers with trainable weights; "
             f"those of the model are {_names(model)}."

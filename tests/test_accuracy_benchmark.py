@@ -54,9 +54,11 @@ def test_schedules_by_hand():
 
 
 def test_clock_counts_steps_but_neither_the_first_nor_judging(monkeypatch):
-    # Each call of the clock below is a second later, a step therefore 1 s, the first one as well, and judging another.
-    ticks = iter(range(100))
+    # Each call of a clock below is a second later, a step therefore 1 s, the first one as well, and judging another. Of
+    # the processor it is two seconds, one of each core.
+    ticks, processor = iter(range(100)), iter(range(0, 200, 2))
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(training.time, "process_time", lambda: next(processor))
     seen = []
     clock = training.Clock(4.0, SUITE.rows["maml"], lambda: {"accuracy": 0.5}, seen.append)
     clock.set_model(types.SimpleNamespace(optimizer=types.SimpleNamespace(learning_rate=None), stop_training=False))
@@ -65,7 +67,7 @@ def test_clock_counts_steps_but_neither_the_first_nor_judging(monkeypatch):
         clock.on_train_batch_begin(0)
         rates.append(clock.model.optimizer.learning_rate)
         clock.on_train_batch_end(0, {"loss": 1.0})
-    assert (clock.steps, clock.spent, clock.first) == (5, 4.0, 1)
+    assert (clock.steps, clock.spent, clock.wall, clock.first) == (5, 4.0, 4.0, 1)
     assert seen == [0, 0, 0.25, 0.5, 0.75]  # the share that has passed, before each step
     assert rates == pytest.approx([4e-3 * training.factor("cosine", share) for share in seen])
     # Shares of .02 to .2 are all due after one second of four, .35 and .5 after two.
