@@ -44,22 +44,37 @@ def prepare_second_order(model):
         )
 
 
-def check_rows(model, steps):
-    """Refuses layers with weights for more inner steps than are made in training: these would never learn.
+def check_rows(model, algorithm):
+    """Refuses layers with weights for inner steps that would never learn.
 
     Args:
         model: a built model.
-        steps: number of inner steps in training.
+        algorithm: the `Algorithm`.
 
     Raises:
         ValueError: for such a layer.
     """
+    steps, estimator = algorithm.steps, algorithm.meta_gradient
     for layer in flatten_layers(model):
-        if isinstance(layer, PerStepBatchNormalization) and layer.steps > steps:
+        if not isinstance(layer, PerStepBatchNormalization):
+            continue
+        if steps == 0:
+            raise ValueError(
+                f"Layer '{layer.name}' of model '{model.name}' has rows for each inner step, and with `steps=0` there "
+                "are none. Use `keras_maml.layers.BatchNormalization`."
+            )
+        if layer.weights_per_step and layer.trainable_variables and not estimator.differentiates:
+            raise ValueError(
+                f"Layer '{layer.name}' of model '{model.name}' has weights for each inner step, and "
+                f"`{type(estimator).__name__}` would not learn those of all steps: it follows the adapted weights, and "
+                "those of the last row adapt in no step. Make the layer with `weights_per_step=False`, or use "
+                "`Unrolled()` or `FirstOrder()`."
+            )
+        if layer.steps > steps:
             raise ValueError(
                 f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the "
                 f"algorithm makes {steps} in training: rows for later steps would never learn. Make the layer with "
-                f"`steps={max(steps, 1)}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
+                f"`steps={steps}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
             )
 
 

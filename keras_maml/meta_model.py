@@ -105,7 +105,7 @@ class MetaModel(EpisodeModel):
 
     def _build_parts(self):
         mapping_choice.check(self._mapping, self.model)
-        checks.check_rows(self.model, self.algorithm.steps)
+        checks.check_rows(self.model, self.algorithm)
         self.mask = adapting_mask(self.model, self.algorithm.layers)
         self._fingerprint = fingerprint(self.model)
         self._output_shape = getattr(self.model, "output_shape", self._output_shape)
