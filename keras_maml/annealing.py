@@ -7,7 +7,6 @@ import keras
 
 from keras_maml.episodes.checks import check_whole
 
-
 PARTS = 100  # of a run, the number of epochs of MAML++
 
 

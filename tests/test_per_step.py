@@ -243,7 +243,7 @@ def test_the_whole_of_maml_plus_plus(tmp_path):
     for predictions in (whole, in_two, learner(task["query_x"]), again(task["query_x"])):
         np.testing.assert_allclose(predictions, expected[0], rtol=1e-4, atol=1e-5)
     report = keras_maml.evaluate_episodes(meta_model, (x, y), tasks=2, steps=(0, 2), verbose=0)
-    words = "MultiStep(first_order_share=0.5, multi_step_share=0.1), adapts all but normalisation"
+    words = "MultiStep(first_order_share=0.5, multi_step_share=0.1), adapts all but normalization"
     assert words in report.protocol["algorithm"]
     assert "weights and moments of each of 2 steps" in report.protocol["normalisation"]
     card = meta_model.card(report, tmp_path / "card")
@@ -313,7 +313,7 @@ def test_rows_that_would_never_learn_are_refused():
 
     # Queries are seen with the last row, supports, whose steps Reptile follows, with all others.
     for algorithm in (keras_maml.Reptile(0.1, 2), keras_maml.IMAML(0.1, 2)):
-        with pytest.raises(ValueError, match="would not learn those of all steps.*Make the layer with `weights_per_ste"):
+        with pytest.raises(ValueError, match="would not learn those of all steps.*with `weights_per_step=False`"):
             made(algorithm)
         made(algorithm, weights_per_step=False)
     with pytest.raises(ValueError, match="and with `steps=0` there are none. Use `keras_maml.layers.BatchNorm"):

@@ -160,9 +160,9 @@ def test_it_asks_what_its_estimator_asks():
 
 
 def test_an_estimator_that_anneals(tmp_path):
-    # Steps of 0.1 on (w - 1)^2 / 2 lead from 3 to 2.8 and 2.62. With weights (1/2, 1/2), query target -2 and first-order
-    # gradients, G is (4.8 + 4.62) / 2 at 3; half a unit uphill w - 1 is 2.5: (5.25 + 5.025) / 2. At the end of the run
-    # it is 0.81 * 5.025.
+    # Steps of 0.1 on (w - 1)^2 / 2 lead from 3 to 2.8 and 2.62. With weights (1/2, 1/2), query target -2 and
+    # first-order gradients, G is (4.8 + 4.62) / 2 at 3; half a unit uphill w - 1 is 2.5: (5.25 + 5.025) / 2. At
+    # the end of the run it is 0.81 * 5.025.
     meta_model = parabola(SharpnessAware(MultiStep(0.5, first_order_share=0.5), 0.5))
     y = np.full((1, 1, 1), -2.0, "float32")
     for share, expected in ((0, (5.25 + 5.025) / 2), (1, 0.81 * 5.025)):
