@@ -1,10 +1,13 @@
 """Schedules of outer gradient estimators: what share of the run has passed."""
 
+import math
 import warnings
 
 import keras
 
 from keras_maml.episodes.checks import check_whole
+
+PARTS = 100  # of a run, the number of epochs of MAML++
 
 
 class Anneal(keras.callbacks.Callback):
@@ -13,6 +16,10 @@ class Anneal(keras.callbacks.Callback):
     ```
     meta_model.meta_gradient.anneal(epoch / epochs)
     ```
+
+    A run of fewer than 100 epochs is told so within epochs too, 100 times in all or a few more, so that schedules act
+    in a run of one long epoch as in one of many. That needs the length of an epoch: `steps_per_epoch`, or a dataset of
+    known size.
 
     `fit` adds this callback by itself where the estimator anneals, so that it is needed only for another number of
     epochs: of a run that several calls of `fit` make, say, each with its `initial_epoch`. What is resumed, by
@@ -30,21 +37,36 @@ class Anneal(keras.callbacks.Callback):
         if epochs is not None:
             check_whole(1, epochs=epochs)
         self.epochs = epochs
+        self._epoch, self._part = 0, None
 
     def on_train_begin(self, logs=None):
         estimator = getattr(self.model, "meta_gradient", None)
         if estimator is None:
             raise ValueError(f"`Anneal` is for a `MetaModel`. Received: a model of class {type(self.model).__name__}.")
-        if estimator.anneals and self._epochs() == 1:
+        if estimator.anneals and self._epochs() * self._parts() == 1:
             warnings.warn(
-                f"`{type(estimator).__name__}` anneals from epoch to epoch, and this run has one epoch: it stays at "
-                "its beginning. Take fewer `steps_per_epoch` and more `epochs`, or pass `Anneal(epochs=...)` if the "
+                f"`{type(estimator).__name__}` anneals as the run goes on, and this run has one epoch, of one step or "
+                "of unknown length: it stays at its beginning. Pass `steps_per_epoch`, or `Anneal(epochs=...)` if the "
                 "run goes on in other calls of `fit`.",
                 stacklevel=2,
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.meta_gradient.anneal(min(epoch / self._epochs(), 1.0))
+        self._epoch, self._part = epoch, None
+        self._anneal(0)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        parts = self._parts()
+        self._anneal(batch * parts // self.params["steps"] if parts > 1 else 0)
+
+    def _anneal(self, part):
+        if part != self._part:
+            self._part = part
+            self.model.meta_gradient.anneal(min((self._epoch + part / self._parts()) / self._epochs(), 1.0))
+
+    def _parts(self):
+        """How often the estimator is told in an epoch."""
+        return max(min(math.ceil(PARTS / self._epochs()), self.params.get("steps") or 1), 1)
 
     def _epochs(self):
         return self.params["epochs"] if self.epochs is None else self.epochs

@@ -25,8 +25,8 @@ def run_tasks(
         learned: the meta-learned variables, where gradients and state are asked for.
         copies: endings of further members `"predictions_<ending>"` and `"loss_<ending>"` of `stacked`, of other numbers
             of steps.
-        skip_non_finite: whether tasks whose loss or gradient is not finite are left out of the means. `stacked` then
-            has a member `"finite"`, `(T,)` booleans.
+        skip_non_finite: whether tasks whose loss, gradient or state is not finite are left out of the means. `stacked`
+            then has a member `"finite"`, `(T,)` booleans.
 
     Returns:
         `(stacked, gradients, updates)`: `(T, ...)`; means over the tasks; pairs of a variable of the model's state that
@@ -62,7 +62,7 @@ def run_tasks(
                 stacked[f"mask_of_{name}"] = masks
         averaged = (gradients, [after[i] for i in changed]) if learned else ()
         if skips:
-            stacked["finite"] = _all_finite(stacked["loss"], *averaged[:1])
+            stacked["finite"] = _all_finite(stacked["loss"], *averaged)
             averaged = tf.nest.map_structure(lambda t: tf.where(stacked["finite"], t, tf.zeros([], t.dtype)), averaged)
         return stacked, averaged
 

@@ -63,11 +63,18 @@ def check_rows(model, algorithm):
                 f"'{layer.name}' has for each inner step. Make the layer with `weights_per_step=False`, or use "
                 "`Unrolled()` or `FirstOrder()`."
             )
-        if isinstance(layer, PerStepBatchNormalization) and layer.steps > steps:
+        if not isinstance(layer, PerStepBatchNormalization):
+            continue
+        if steps == 0:
+            raise ValueError(
+                f"Layer '{layer.name}' of model '{model.name}' has rows for each inner step, and with `steps=0` there "
+                "are none. Use `keras_maml.layers.BatchNormalization`."
+            )
+        if layer.steps > steps:
             raise ValueError(
                 f"Layer '{layer.name}' of model '{model.name}' is made for {layer.steps} inner steps, and the "
                 f"algorithm makes {steps} in training: rows for later steps would never learn. Make the layer with "
-                f"`steps={max(steps, 1)}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
+                f"`steps={steps}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
             )
 
 

@@ -55,7 +55,7 @@ class EpisodeModel(keras.Model):
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`, on episodes. After `BackupAndRestore`, goes on with the episode that it was at.
 
-        An estimator that changes as the run goes on, such as `MultiStep`, is told so at every epoch: a
+        An estimator that changes as the run goes on, such as `MultiStep`, is told so: a
         `keras_maml.callbacks.Anneal` is added to `callbacks` if there is none.
 
         Episodes of `validation_data` must be of other classes than those of `x`, where builders of

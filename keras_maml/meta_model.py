@@ -11,6 +11,7 @@ from keras_maml.adaptation import Learner, PureModel, Task
 from keras_maml.batches import mean_loss, run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
 from keras_maml.heads import started
+from keras_maml.lora_weights import LoraWeights, parts_of
 from keras_maml.losses import TaskLoss
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, check_names, fingerprint, split
@@ -49,7 +50,7 @@ class MetaModel(EpisodeModel):
         task_mapping: how the tasks run: `"auto"`, `"parallel"`, `"vectorized"`, `"unrolled"` or a `TaskMapping`.
         inner_loss: the loss of the inner steps, as in `compile`; default the compiled loss.
         log_before: whether logs also carry the loss and the metrics before adaptation, as `loss_before` and so on.
-        skip_non_finite: whether tasks whose loss or gradient is NaN or infinite are left out of all means, of
+        skip_non_finite: whether tasks whose loss, gradient or state is NaN or infinite are left out of all means, of
             gradients, state, loss and metrics, in `fit` and `evaluate`. Logs then carry their number, as
             `non_finite_tasks`. If all tasks of a batch are left out, its gradient is 0.
         name: name of the model.
@@ -119,6 +120,8 @@ class MetaModel(EpisodeModel):
         if self.meta_gradient.second_order:
             checks.prepare_second_order(self.model)
         self._cut()
+        if any(True for _ in parts_of(self.model)) and not hasattr(self, "_lora_weights"):
+            self._lora_weights = LoraWeights(self.model)
         self.built = True
 
     def _cut(self):

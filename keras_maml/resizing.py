@@ -31,7 +31,8 @@ def _with_ways(meta_model, ways):
     if isinstance(ways, bool) or not isinstance(ways, int) or ways < 2:
         raise ValueError(f"`ways` must be an integer of at least 2. Received: ways={ways!r}.")
     head = _replaceable_head(meta_model)
-    if isinstance(meta_model.meta_gradient, ParameterDifference):
+    estimator = meta_model.meta_gradient
+    if isinstance(getattr(estimator, "meta_gradient", estimator), ParameterDifference):  # wrapped, too
         raise ValueError(
             f"`ParameterDifference` learns weights that are adapted together with an output layer of {head.units} "
             f"units, by a gradient of none other. Received: ways={ways}. Train with `FirstOrder()` or `Unrolled()`."

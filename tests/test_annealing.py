@@ -89,8 +89,38 @@ def test_what_is_resumed_goes_on(tmp_path):
     assert first.seen == EXPECTED[:2] and second.seen == EXPECTED[2:]
 
 
+@pytest.mark.parametrize("epochs, steps", [(1, 8), (3, 40), (100, 2)])
+def test_short_runs_anneal_within_epochs(epochs, steps):
+    # 100 times in a run, or a few more: at every step of the first run, every 40 / 34 steps of the second, every epoch
+    # of the third, as in the paper.
+    told = []
+    model = parabola()
+    model.meta_gradient.anneal = told.append
+    anneal = Anneal()
+    anneal.set_model(model)
+    anneal.set_params({"epochs": epochs, "steps": steps})
+    for epoch in range(epochs):
+        anneal.on_epoch_begin(epoch)
+        for batch in range(steps):
+            anneal.on_train_batch_begin(batch)
+    parts = min(steps, -(-100 // epochs))
+    expected = [(epoch + part / parts) / epochs for epoch in range(epochs) for part in range(parts)]
+    np.testing.assert_allclose(told, expected, atol=1e-12)
+
+
+def test_one_long_epoch_is_a_run(recwarn):
+    meta_model, seen = parabola(), []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.append(
+            (batch, *np.round(meta_model.meta_gradient.step_weights, 6), int(meta_model.meta_gradient.order))
+        )
+    )
+    meta_model.fit(episodes(batch=1), epochs=1, verbose=0, callbacks=[record])
+    assert seen == EXPECTED and not [w for w in recwarn if "anneals" in str(w.message)]
+
+
 def test_one_epoch_warns():
-    with pytest.warns(UserWarning, match="anneals from epoch to epoch, and this run has one epoch"):
+    with pytest.warns(UserWarning, match="anneals as the run goes on, and this run has one epoch, of one step"):
         parabola().fit(episodes(), epochs=1, verbose=0)
 
 

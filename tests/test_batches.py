@@ -123,3 +123,20 @@ def test_it_is_saved(tmp_path):
     meta_model = compiled()
     meta_model.save(tmp_path / "model.keras")
     assert keras.saving.load_model(tmp_path / "model.keras").skip_non_finite is True
+
+
+def test_a_task_whose_state_alone_is_not_finite_is_left_out():
+    # Squares of 1e30 make an infinite variance, of which outputs are 0: loss and gradients are finite, and the moving
+    # moments would be lost for good.
+    model = keras.Sequential(
+        [keras.Input((1,)), keras_maml.layers.BatchNormalization("moving", momentum=0.5), keras.layers.Dense(1)]
+    )
+    meta_model = keras_maml.MetaModel(model, keras_maml.FOMAML(0.1, 1), skip_non_finite=True)
+    meta_model.compile("sgd", "mse")
+    x = {name: np.array([[[1.0], [3.0]], [[1.0], [3.0]]], "float32") for name in ("support_x", "query_x", "support_y")}
+    x["support_x"][1] *= 1e30
+    logs = meta_model.train_on_batch(x, x["support_y"], return_dict=True)
+    assert logs["non_finite_tasks"] == 1
+    # Twice, for supports and queries, half of the mean of 2 and of the variance of 1.
+    np.testing.assert_allclose(model.layers[0].moving_mean, [1.5], rtol=1e-6)
+    np.testing.assert_allclose(model.layers[0].moving_variance, [1], rtol=1e-6)

@@ -200,6 +200,26 @@ def test_masks_of_predictions_pass_through_the_branches():
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
+def test_without_steps_it_is_unrolled():
+    # Prototypes alone: queries are judged once, with the weight 1, whatever the share of the run.
+    def made(estimator):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(2)])
+        algorithm = keras_maml.Algorithm(SGD(), estimator, 0, start=keras_maml.PrototypeHead())
+        meta_model = keras_maml.MetaModel(model, algorithm, "parallel")
+        meta_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return meta_model
+
+    x = {"support_x": np.eye(2)[None], "query_x": 2 * np.eye(2)[None], "support_y": np.array([[0, 1]])}
+    expected = made(Unrolled()).meta_gradients(x, np.array([[0, 1]]))[2]
+    for share in (0, 1):
+        meta_model = made(MultiStep())
+        meta_model.meta_gradient.anneal(share)
+        np.testing.assert_array_equal(meta_model.meta_gradient.step_weights, [1])
+        for actual, gradient in zip(meta_model.meta_gradients(x, np.array([[0, 1]]))[2], expected, strict=True):
+            np.testing.assert_allclose(actual, gradient, rtol=1e-6)
+
+
 def test_arguments_out_of_range():
     for share in (0, 1.5, -1, True, "0.1"):
         with pytest.raises(ValueError, match=r"`multi_step_share` must be a share of the run in \(0, 1\]"):

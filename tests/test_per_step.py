@@ -304,6 +304,22 @@ def test_what_is_refused():
         scaled(steps=1)
 
 
+def test_rows_that_would_never_learn_are_refused():
+    def made(algorithm, **kwargs):
+        model = keras.Sequential(
+            [keras.Input((3,)), layers.Dense(2), PerStepBatchNormalization(2, **kwargs), layers.Dense(2)]
+        )
+        return keras_maml.MetaModel(model, algorithm)
+
+    # Queries are seen with the last row, supports, whose steps Reptile follows, with all others.
+    for algorithm in (keras_maml.Reptile(0.1, 2), keras_maml.IMAML(0.1, 2)):
+        with pytest.raises(ValueError, match="would not learn those of all steps.*with `weights_per_step=False`"):
+            made(algorithm)
+        made(algorithm, weights_per_step=False)
+    with pytest.raises(ValueError, match="and with `steps=0` there are none. Use `keras_maml.layers.BatchNorm"):
+        made(keras_maml.ProtoNet())
+
+
 def test_configuration_round_trips():
     layer = PerStepBatchNormalization(3, "moving", False, momentum=0.9, name="norm")
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))

@@ -164,6 +164,23 @@ class TestFrozenTrunks:
         moved = [not np.array_equal(v, old) for v, old in zip(learner.variables, before, strict=True)]
         lora = {id(v) for v in adapting(model, keras_maml.lora)}
         assert moved == [id(v) in lora for v in model.variables]
+        meta_model.fit(x, y, batch_size=2, verbose=0)
+        expected = meta_model.predict(x, verbose=0)
+        start = meta_model.adapt(x["support_x"][0], x["support_y"][0], steps=0)
+        assert np.abs(start(x["query_x"][0]) - expected[0]).max() > 0.01
+        meta_model.export(str(tmp_path / "export"))
+        task = {name: value[0] for name, value in x.items()}
+        served = tf.saved_model.load(str(tmp_path / "export")).signatures["serving_default"](**tensors(task))
+        np.testing.assert_allclose(served["predictions"], expected[0], rtol=1e-4, atol=1e-6)
+        # Keras's files hold the sum of a kernel and A B alone, from which nothing would adapt.
+        meta_model.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
+        values = [v.numpy() for v in meta_model.variables]
+        meta_model.save_weights(tmp_path / "model.weights.h5")
+        meta_model.load_weights(tmp_path / "model.weights.h5")
+        for variable, value in zip(meta_model.variables, values, strict=True):
+            np.testing.assert_allclose(variable, value, rtol=1e-5, atol=1e-6)
 
 
 class TestTNet:

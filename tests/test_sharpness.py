@@ -14,6 +14,7 @@ from keras_maml.meta_gradients import (
     EvolutionStrategies,
     FirstOrder,
     Implicit,
+    MultiStep,
     ParameterDifference,
     SharpnessAware,
     Unrolled,
@@ -156,6 +157,40 @@ def test_it_asks_what_its_estimator_asks():
         Algorithm(LearnedSGD(), SharpnessAware(ParameterDifference()), 1)
     assert not SharpnessAware(FirstOrder()).second_order and SharpnessAware().second_order
     assert SharpnessAware(EvolutionStrategies()).draws
+
+
+def test_an_estimator_that_anneals(tmp_path):
+    # Steps of 0.1 on (w - 1)^2 / 2 lead from 3 to 2.8 and 2.62. With weights (1/2, 1/2), query target -2 and
+    # first-order gradients, G is (4.8 + 4.62) / 2 at 3; half a unit uphill w - 1 is 2.5: (5.25 + 5.025) / 2. At
+    # the end of the run it is 0.81 * 5.025.
+    meta_model = parabola(SharpnessAware(MultiStep(0.5, first_order_share=0.5), 0.5))
+    y = np.full((1, 1, 1), -2.0, "float32")
+    for share, expected in ((0, (5.25 + 5.025) / 2), (1, 0.81 * 5.025)):
+        meta_model.meta_gradient.anneal(share)
+        np.testing.assert_allclose(meta_model.meta_gradients(ones(), y)[2][0], [[expected]], rtol=1e-5)
+    meta_model.meta_gradient.anneal(0)
+    meta_model.save(tmp_path / "model.keras")
+    inner = keras.saving.load_model(
+        tmp_path / "model.keras", custom_objects={"half_square": half_square}
+    ).meta_gradient.meta_gradient
+    np.testing.assert_array_equal(inner.step_weights, [0.5, 0.5])
+    assert int(inner.order) == 1
+    x = {name: np.repeat(value, 2, 0) for name, value in ones().items()}
+    meta_model.fit(tf.data.Dataset.from_tensors((x, np.repeat(y, 2, 0))), epochs=2, verbose=0)
+    inner = meta_model.meta_gradient.meta_gradient
+    np.testing.assert_array_equal(inner.step_weights, [0, 1])
+
+
+def test_nothing_to_learn():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    algorithm = Algorithm(SGD(), SharpnessAware(), 0, start=keras_maml.PrototypeHead())
+    meta_model = keras_maml.MetaModel(model, algorithm)
+    meta_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = {"support_x": np.eye(2)[None], "query_x": np.eye(2)[None], "support_y": np.array([[0, 1]])}
+    loss, _, gradients = meta_model.meta_gradients(x, np.array([[0, 1]]))
+    # Prototypes (1, 0) and (0, 1): squared distances of 0 and 2.
+    np.testing.assert_allclose(loss, np.log(1 + np.exp(-2)), rtol=1e-5)
+    assert gradients == []
 
 
 @pytest.mark.parametrize("wrong", ["unrolled", SharpnessAware(), Unrolled])

@@ -11,7 +11,7 @@ from keras import layers
 import keras_maml
 from keras_maml import Algorithm, PrototypeHead, RidgeHead, SVMHead, ZeroHead
 from keras_maml.learning_rules import ALFA, SGD, LayerwiseSGD, LearnedSGD, MetaCurvature, ProximalSGD
-from keras_maml.meta_gradients import Implicit, ParameterDifference, Unrolled
+from keras_maml.meta_gradients import Implicit, ParameterDifference, SharpnessAware, Unrolled
 from keras_maml.selection import Head
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -231,6 +231,9 @@ REFUSED = {
     ),
     "reptile": (
         lambda: made(ZeroHead(), meta_gradient=ParameterDifference()), "`ParameterDifference` learns.*ways=5"
+    ),
+    "reptile, sharpness-aware": (
+        lambda: made(ZeroHead(), meta_gradient=SharpnessAware(ParameterDifference())), "`ParameterDifference` learns"
     ),
     "unbuilt": (lambda: made(ZeroHead(), model=keras.Sequential([layers.Dense(3)])), "built with the first episode"),
 }

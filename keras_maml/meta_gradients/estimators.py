@@ -78,7 +78,7 @@ class MetaGradient(keras.layers.Layer):
     def anneal(self, progress):
         """Sets what changes as the run goes on; nothing, unless `anneals`.
 
-        `fit` calls it at the begin of every epoch (`keras_maml.callbacks.Anneal`), a training loop of your own calls
+        `fit` calls it at least 100 times in a run (`keras_maml.callbacks.Anneal`), a training loop of your own calls
         `meta_model.meta_gradient.anneal(share)`. No step is compiled anew by it.
 
         Args:

@@ -79,7 +79,7 @@ class EvolutionStrategies(MetaGradient):
 
     def _estimate(self, task, variables, loss):
         def at(noise, sign):
-            moved = [v + tf.cast(sign * self.scale, v.dtype) * e for v, e in zip(variables, noise, strict=True)]
+            moved = [v + tf.constant(sign * self.scale, v.dtype) * e for v, e in zip(variables, noise, strict=True)]
             ((params, state),) = task.iterates(moved, stop_gradients=True)
             return task.loss(params, state, on="query")[0]
 

@@ -25,8 +25,9 @@ class MultiStep(Unrolled):
     no cost but that of having been traced. The loss and the predictions of a `TaskResult`, which logs show, are those
     after the last step, as in evaluation, whatever the weights.
 
-    The weights are those of training steps: a saved variable, `step_weights`, `(K,)`. An estimator that `anneal` was
-    never called on is at the end of its run. Each pass over the queries beside the last has dropout masks of its own,
+    The weights are those of training steps: a saved variable, `step_weights`, `(K,)`, or `(1,)` if `K = 0`. An
+    estimator that `anneal` was never called on is at the end of its run. Each pass
+    over the queries beside the last has dropout masks of its own,
     and nothing of the state that it leaves, such as moving moments, is kept. More than
     `inner_loop.MOST_UNROLLED_STEPS` steps are unrolled too, as each has queries to be judged.
 
@@ -59,9 +60,9 @@ class MultiStep(Unrolled):
     def build(self, steps):
         super().build(steps)
         self.step_weights = self.add_weight(
-            shape=(steps,),
+            shape=(max(steps, 1),),
             dtype="float32",
-            initializer=lambda shape, dtype: tf.constant(_weights(steps, 1.0), dtype),
+            initializer=lambda shape, dtype: tf.constant(_weights(*shape, 1.0), dtype),
             trainable=False,
             name="step_weights",
         )

@@ -50,15 +50,24 @@ class SharpnessAware(MetaGradient):
         self.differentiates = meta_gradient.differentiates
         self.second_order = meta_gradient.second_order
         self.draws = meta_gradient.draws
+        self.anneals = meta_gradient.anneals
 
     def check(self, rule, layers, start=None):
         self.meta_gradient.check(rule, layers, start)
+
+    def build(self, steps):
+        self.meta_gradient.build(steps)
+
+    def anneal(self, progress):
+        self.meta_gradient.anneal(progress)
 
     def __call__(self, task, variables):
         return self.meta_gradient(task, variables)
 
     def of_batch(self, gradients_at, variables):
         stacked, gradients, updates = self.meta_gradient.of_batch(gradients_at, variables)
+        if not gradients:  # a start sets all that is not frozen
+            return stacked, gradients, updates
         gradients = mean_over_replicas(gradients, stacked)
         dtype = keras.backend.result_type(*{g.dtype for g in gradients})
         wide = [tf.cast(g, dtype) for g in gradients]
