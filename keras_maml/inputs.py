@@ -232,3 +232,23 @@ def first_batch(arguments, name, steps_name):
             "`tf.data.Dataset.from_tensor_slices((x, y, sample_weight)).batch(tasks)`."
         )
     return x, y, sample_weight
+
+
+def to_batch(value, dtype):
+    """What belongs to one task as a batch of one.
+
+    Args:
+        value: nested structure of arrays or tensors without a task axis, or a list of numbers.
+        dtype: what floats become.
+
+    Returns:
+        Tensors with a task axis of length 1.
+    """
+
+    def convert(leaf):
+        tensor = tf.convert_to_tensor(leaf)
+        return (tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor)[tf.newaxis]
+
+    if not any(hasattr(leaf, "shape") for leaf in tf.nest.flatten(value)):
+        value = tf.convert_to_tensor(value)  # a list of numbers is an array, not a structure
+    return tf.nest.map_structure(convert, value)

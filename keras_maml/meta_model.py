@@ -7,12 +7,13 @@ import tensorflow as tf
 
 from keras_maml import algorithms, checks, export, inputs, mapping_choice
 from keras_maml import task_mapping as task_mappings
-from keras_maml.adaptation import Learner, PureModel, Task
+from keras_maml.adaptation import Learner, Task
 from keras_maml.batches import mean_loss, run_tasks
 from keras_maml.episode_model import EpisodeModel, Untracked
 from keras_maml.heads import started
 from keras_maml.lora_weights import LoraWeights, parts_of
 from keras_maml.losses import TaskLoss
+from keras_maml.pure_model import PureModel
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, check_names, fingerprint, split
 
@@ -266,7 +267,7 @@ class MetaModel(EpisodeModel):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             raise ValueError(f"`steps` must be an integer of at least 0. Received: steps={steps!r}.")
         x = {"support_x": support_x, "support_y": support_y, "query_x": support_x, "support_weight": support_weight}
-        x = {name: self._to_batch(value) for name, value in x.items() if value is not None}
+        x = {name: inputs.to_batch(value, self.compute_dtype) for name, value in x.items() if value is not None}
         self._prepare(x)
         learner = self._learner(False, steps)
         variables = [tf.convert_to_tensor(v) for v in self.trainable_variables]
@@ -274,15 +275,6 @@ class MetaModel(EpisodeModel):
         support = [tf.nest.map_structure(lambda t: t[0], x.get(k)) if k in x else None for k in export.SUPPORT]
         ((params, state),) = Task(learner, support, (None, None, None), state).iterates(variables, stop_gradients=True)
         return export.specialise(self.model, params, state)
-
-    def _to_batch(self, value):
-        def convert(leaf):
-            tensor = tf.convert_to_tensor(leaf)
-            return (tf.cast(tensor, self.compute_dtype) if tensor.dtype.is_floating else tensor)[tf.newaxis]
-
-        if not any(hasattr(leaf, "shape") for leaf in tf.nest.flatten(value)):
-            value = tf.convert_to_tensor(value)  # a list of numbers is an array, not a structure
-        return tf.nest.map_structure(convert, value)
 
     def export(self, filepath, ways=None):
         """Writes a SavedModel that adapts and predicts by itself; `keras_maml` is not needed to serve it.

@@ -16,9 +16,10 @@ from keras import layers
 
 import keras_maml
 from keras_maml import inner_loop
-from keras_maml.adaptation import Learner, PureModel, Task, value_and_gradients
+from keras_maml.adaptation import Learner, Task, value_and_gradients
 from keras_maml.learning_rules import SGD, LayerwiseSGD, Momentum
 from keras_maml.losses import TaskLoss
+from keras_maml.pure_model import PureModel
 from keras_maml.selection import split
 
 

@@ -6,7 +6,7 @@ import numbers
 import keras
 import tensorflow as tf
 
-from keras_maml.adaptation import PureModel
+from keras_maml.pure_model import PureModel
 from keras_maml.selection import cut_below, find_head
 
 

@@ -14,8 +14,10 @@ parameters after adaptation:
 | `SharpnessAware` | that of another estimator, where a small step uphill leads |
 """
 
-from keras_maml.meta_gradients.estimators import MetaGradient, TaskResult
-from keras_maml.meta_gradients.estimators import FirstOrder, Implicit, ParameterDifference, Unrolled
+from keras_maml.meta_gradients.base import MetaGradient, TaskResult
+from keras_maml.meta_gradients.unrolled import FirstOrder, Unrolled
+from keras_maml.meta_gradients.multi_step import MultiStep
+from keras_maml.meta_gradients.difference import ParameterDifference
+from keras_maml.meta_gradients.implicit import Implicit
 from keras_maml.meta_gradients.evolution import EvolutionStrategies
 from keras_maml.meta_gradients.sharpness import SharpnessAware
-from keras_maml.meta_gradients.multi_step import MultiStep

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.learning_rules.base import check_positive
-from keras_maml.meta_gradients.estimators import MetaGradient, TaskResult
+from keras_maml.meta_gradients.base import MetaGradient, TaskResult
 
 
 @keras.saving.register_keras_serializable("keras_maml")

@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from keras_maml.learning_rules.base import check_positive
 from keras_maml.linear_solvers import dot
-from keras_maml.meta_gradients.estimators import MetaGradient, Unrolled
+from keras_maml.meta_gradients.base import MetaGradient
+from keras_maml.meta_gradients.unrolled import Unrolled
 from keras_maml.replicas import mean_over_replicas
 
 
