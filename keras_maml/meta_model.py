@@ -83,16 +83,8 @@ class MetaModel(EpisodeModel):
         self.task_mapping = task_mapping
         self.inner_loss = inner_loss
         self.rule, self.meta_gradient, self.start = self.algorithm.parts()
-        # Counts batches that were learned from, for dropout masks and to resume; not the optimizer's, as a custom
-        # training loop may have an optimizer of its own.
-        self.outer_step = self.add_weight(
-            name="outer_step",
-            shape=(),
-            dtype="int64",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
+        counter = getattr(self.algorithm, "outer_step", None)  # that of a model of other ways
+        self.outer_step = self._counter() if counter is None else counter
         self._mapping = task_mappings.get(task_mapping)
         self._inner_task_loss = None if inner_loss is None else TaskLoss(inner_loss)
         self._task_loss = None
@@ -101,6 +93,18 @@ class MetaModel(EpisodeModel):
         self._jit_compile_asked = "auto"  # `_jit_compile` is Keras's own, where "auto" has become a bool
         if model.built:
             self._build_parts()
+
+    def _counter(self):
+        # Counts batches that were learned from, for dropout masks and to resume; not the optimizer's, as a custom
+        # training loop may have an optimizer of its own.
+        return self.add_weight(
+            name="outer_step",
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
 
     def build(self, input_shape=None):
         """Does nothing: the base model is built from the first episode, dtypes included."""

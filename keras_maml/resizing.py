@@ -14,8 +14,11 @@ from keras_maml.meta_gradients import ParameterDifference
 from keras_maml.selection import Exclude, cut_below, find_head, layers_above
 
 
+@dataclasses.dataclass(frozen=True)
 class Owned(Algorithm):
-    """An algorithm whose parts a `MetaModel` takes for its own, without a copy."""
+    """An algorithm whose parts a `MetaModel` takes for its own, without a copy, and the count of outer steps too."""
+
+    outer_step: keras.Variable | None = None
 
     def parts(self):
         return self.rule, self.meta_gradient, self.start
@@ -121,7 +124,7 @@ def _check_rule(meta_model, adapting, units, ways):
 
 
 def _remade(meta_model, model, adapting):
-    """A `MetaModel` on another model, with the very same rule, estimator and start."""
+    """A `MetaModel` on another model, with the very same rule, estimator, start and count of outer steps."""
     algorithm = meta_model.algorithm
     owned = Owned(
         meta_model.rule,
@@ -130,6 +133,7 @@ def _remade(meta_model, model, adapting):
         algorithm.evaluation_steps,
         None if algorithm.layers is None else lambda variable: id(variable) in adapting,
         meta_model.start,
+        meta_model.outer_step,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said of the original already

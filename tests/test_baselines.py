@@ -120,11 +120,17 @@ def test_joint_training_is_linear_regression_on_all_points():
         assert float(learner.layers[-1].kernel[0, 0]) == pytest.approx(slope, abs=1e-4)
 
 
+def two_inputs():
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    return keras.Model(inputs, keras.layers.Add()(inputs))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: baselines.classifier(keras.Sequential([keras.layers.Dense(2)]), 3), "must be a built"),
         (lambda: baselines.classifier(keras.Sequential([keras.Input((4, 4)), keras.layers.ReLU()]), 3), "None, 4, 4"),
+        (lambda: baselines.classifier(two_inputs(), 3), "one input .* 2 inputs"),
         (lambda: baselines.classifier(networks.pixels((4, 4, 1)), 1), "classes=1"),
         (lambda: baselines.examples_of_classes(np.zeros((3, 1)), [0, 1], 1), "3 and 2 rows"),
         (lambda: baselines.examples_of_classes(np.zeros((2, 1)), [0, 1], 3), "batch_size=3"),

@@ -356,6 +356,17 @@ def test_padding_and_diverged_tasks(head):
     assert logs["non_finite_tasks"] == 1 and np.isfinite(logs["loss"])
 
 
+def test_a_task_without_supports(head):
+    """All weights are 0, which a compiled step cannot refuse: the logits are equal, so that there is no gradient."""
+    x, y = batch()
+    meta_model = made(head())
+    expected = meta_model.meta_gradients({name: value[:1] for name, value in x.items()}, y[:1])[2]
+    x["support_weight"] = np.array([[1.0] * 6, [0.0] * 6], "float32")
+    found = tf.function(meta_model.meta_gradients)(tf.nest.map_structure(tf.constant, x), tf.constant(y))[2]
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one / 2, other, rtol=1e-3, atol=1e-6)
+
+
 def test_in_float16(head):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -75,12 +75,13 @@ def test_training_one_trains_the_other(tmp_path):
     np.testing.assert_allclose(moves, 0.1, rtol=1e-3)
     original.fit(*batch(3), verbose=0)
     assert original.optimizer.iterations == 2
+    assert original.outer_step is resized.outer_step and original.outer_step == 2
     # Files know nothing of other ways, and a file of those is a model of its own.
     for meta_model, ways in ((original, 3), (resized, 5)):
         meta_model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
         same(loaded.predict(batch(ways)[0], verbose=0), meta_model.predict(batch(ways)[0], verbose=0))
-        assert loaded.model.layers[-1].units == ways
+        assert loaded.model.layers[-1].units == ways and loaded.outer_step == 2
 
 
 def first_bias(variable):

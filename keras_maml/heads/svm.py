@@ -155,7 +155,9 @@ class _Dual:
         self.gram = gram
         self.y = y
         self.pull = bounds[:, tf.newaxis] * y
-        self.seen = tf.cast(tf.reduce_max(self.pull, 0) > 0, gram.dtype)  # (ways,)
+        seen = tf.reduce_max(self.pull, 0) > 0
+        # Of no support at all any machine will do, but for one of NaN, whose gradient is NaN too.
+        self.seen = tf.cast(seen | ~tf.reduce_any(seen), gram.dtype)  # (ways,)
         self.count = tf.reduce_sum(self.seen) * tf.cast(tf.shape(y)[0], gram.dtype)
         gradient = self.gradient(self.uniform())
         span = tf.reduce_max(tf.abs(gradient) * self.seen)

@@ -42,13 +42,14 @@ def classifier(body, classes):
     """
     check_whole(2, classes=classes)
     shape = getattr(body, "output_shape", None) if isinstance(body, keras.Model) and body.built else None
-    if not isinstance(shape, tuple) or len(shape) != 2:
+    if not isinstance(shape, tuple) or len(shape) != 2 or len(body.inputs) != 1:
+        inputs = f" and {len(body.inputs)} inputs" if shape else ""
         raise ValueError(
-            "`body` must be a built `keras.Model` with one output, (examples, features); end it in `Flatten` or "
-            f"`GlobalAveragePooling2D`. Received: {body!r} with output shape {shape}."
+            "`body` must be a built `keras.Model` with one input and one output, (examples, features); end it in "
+            f"`Flatten` or `GlobalAveragePooling2D`. Received: {body!r} with output shape {shape}{inputs}."
         )
-    head = keras.layers.Dense(classes, name="head")
-    return keras.Sequential([keras.Input(body.input_shape[1:], dtype=_input_dtype(body)), body, head])
+    (given,), head = body.inputs, keras.layers.Dense(classes, name="head")
+    return keras.Sequential([keras.Input(given.shape[1:], dtype=given.dtype), body, head])
 
 
 def examples_of_classes(x, labels, batch_size=128, seed=None):
@@ -197,10 +198,6 @@ def nearest_centroid(body, ways, distance="euclidean", scale=None):
 
 def _cross_entropy():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _input_dtype(body):
-    return keras.tree.flatten(body.inputs)[0].dtype
 
 
 def _merged(x, y, sample_weight=None):
