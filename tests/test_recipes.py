@@ -11,6 +11,7 @@ from keras_maml.recipes import networks
 CLASSIFICATION = (
     recipes.omniglot_5way_1shot_maml,
     recipes.omniglot_20way_5shot_maml,
+    recipes.omniglot_5way_1shot_maml_plus_plus,
     recipes.mini_imagenet_5way_1shot_maml,
     recipes.omniglot_1shot_prototypical,
     recipes.omniglot_5way_1shot_reptile,
@@ -60,6 +61,18 @@ def test_rates_are_for_a_mean_loss(recipe, rate, steps):
         assert optimizer.clipvalue is None
     else:
         assert optimizer.clipvalue * factor == pytest.approx(10)
+
+
+def test_all_six_ideas_of_maml_plus_plus_are_in_its_recipe():
+    recipe = recipes.omniglot_20way_1shot_maml_plus_plus()
+    # Four blocks of six rows of factors and shifts in place of one.
+    blocks = 10 * 64 + 3 * (9 * 64 + 1) * 64
+    assert trainable(recipe.model) == blocks + 4 * 2 * 6 * 64 + 65 * 20
+    assert [layer.moving_mean.shape for layer in recipe.model.layers if "normalization" in layer.name] == [(6, 64)] * 4
+    estimator, rate = recipe.algorithm.meta_gradient, recipe.compile["optimizer"]._learning_rate
+    assert (estimator.multi_step_share, estimator.first_order_share) == (0.1, 0.5)
+    assert type(recipe.algorithm.rule) is keras_maml.learning_rules.LayerwiseSGD
+    np.testing.assert_allclose([rate(step) for step in (0, recipe.iterations)], [1e-3, 1e-5], rtol=1e-3)
 
 
 def test_epsilon_and_clip_make_up_for_the_factor():

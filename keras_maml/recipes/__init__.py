@@ -17,9 +17,11 @@ from keras_maml.recipes.papers import mini_imagenet_5way_1shot_maml
 from keras_maml.recipes.papers import mini_imagenet_5way_5shot_maml
 from keras_maml.recipes.papers import omniglot_1shot_prototypical
 from keras_maml.recipes.papers import omniglot_20way_1shot_maml
+from keras_maml.recipes.papers import omniglot_20way_1shot_maml_plus_plus
 from keras_maml.recipes.papers import omniglot_20way_5shot_maml
 from keras_maml.recipes.papers import omniglot_5shot_prototypical
 from keras_maml.recipes.papers import omniglot_5way_1shot_maml
+from keras_maml.recipes.papers import omniglot_5way_1shot_maml_plus_plus
 from keras_maml.recipes.papers import omniglot_5way_1shot_reptile
 from keras_maml.recipes.papers import omniglot_5way_5shot_maml
 from keras_maml.recipes.papers import sinusoid_maml

@@ -16,13 +16,15 @@ from typing import Any
 
 import keras
 
-from keras_maml.algorithms import Algorithm
+from keras_maml.algorithms import Algorithm, MAMLPlusPlus
 from keras_maml.heads import PrototypeHead
+from keras_maml.layers import per_step_normalization
 from keras_maml.learning_rules import SGD, Adam
 from keras_maml.meta_gradients import ParameterDifference, Unrolled
 from keras_maml.recipes.networks import conv4, curve_net
 from keras_maml.selection import exclude
 
+ANTONIOU = 'Antoniou et al. 2019, "How to train your MAML", arXiv:1810.09502'
 FINN = 'Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks", arXiv:1703.03400'
 NICHOL = 'Nichol et al. 2018, "On first-order meta-learning algorithms", arXiv:1803.02999'
 SNELL = 'Snell et al. 2017, "Prototypical networks for few-shot learning", arXiv:1703.05175'
@@ -78,6 +80,16 @@ def omniglot_20way_1shot_maml():
 def omniglot_20way_5shot_maml():
     """MAML on Omniglot, 20-way 5-shot: Finn et al. 2017, arXiv:1703.03400, table 1."""
     return _omniglot_maml(20, 5, (0.989, 0.002))
+
+
+def omniglot_5way_1shot_maml_plus_plus():
+    """MAML++, Omniglot, 5-way 1-shot: 99.47 %."""
+    return _omniglot_maml_plus_plus(5, 0.9947)
+
+
+def omniglot_20way_1shot_maml_plus_plus():
+    """MAML++, Omniglot, 20-way 1-shot: 97.65 %."""
+    return _omniglot_maml_plus_plus(20, 0.9765)
 
 
 def mini_imagenet_5way_1shot_maml():
@@ -186,6 +198,31 @@ def _omniglot_maml(ways, shots, published):
         differs=(
             "The published code trains for 40,000 iterations, the paper says 60,000.",
             "Drawings are resized by a Lanczos kernel; PIL took the nearest pixel there.",
+            "Which characters are in which split was drawn at random there, and here.",
+        ),
+    )
+
+
+def _omniglot_maml_plus_plus(ways, published):
+    # This code takes means over the queries, as ours does: no rate has to be changed.
+    iterations = 50_000
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, iterations, alpha=0.01)
+    return Recipe(
+        model=per_step_normalization(conv4((28, 28, 1), ways, pooled=True, averaged=False), steps=5),
+        algorithm=MAMLPlusPlus(0.1, steps=5),
+        compile={"optimizer": keras.optimizers.Adam(rate, epsilon=1e-8), **_classification()},
+        data={"split": (1150, 50, 423), "rotated": ("train", "validation", "test")},
+        episodes={"ways": ways, "shots": 1, "queries": 1, "tasks": 8},
+        test_episodes={"ways": ways, "shots": 1, "queries": 1, "tasks": 20},
+        iterations=iterations,
+        steps=(5,),
+        published={"accuracy": {5: (published, None)}},
+        source=ANTONIOU,
+        differs=(
+            "Published is an ensemble of the five best checkpoints; here is one model.",
+            "As in the paper, gradients are of first order for half of the run; the published settings leave that off.",
+            "As in the paper, evaluation normalises by the moving moments of each step; the published code takes those "
+            "of the batch.",
             "Which characters are in which split was drawn at random there, and here.",
         ),
     )
