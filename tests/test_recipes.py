@@ -102,9 +102,11 @@ def test_trains_a_step_on_made_data(recipe):
     assert np.isfinite(meta_model.train_on_batch(*next(iter(episodes)))[0])
     moved = [np.abs(v.numpy() - b).max() for v, b in zip(meta_model.trainable_variables, before, strict=True)]
     assert all(np.isfinite(moved))
-    # Normalisation takes the biases of convolutions, (filters,), away again: only rounding moves them.
-    paths = [v.path for v in meta_model.trainable_variables]
-    biases = [path.startswith("convolution") and path.endswith("bias") for path in paths]
+    # Normalisation takes the biases of convolutions, (filters,), away again: only rounding moves them, and their rates.
+    adapting = [v for v, adapts in zip(recipe.model.trainable_variables, meta_model.mask, strict=True) if adapts]
+    of_rates = dict(zip(map(id, getattr(meta_model.rule, "rates", [])), adapting, strict=False))
+    paths = [of_rates.get(id(v), v).path for v in meta_model.trainable_variables]
+    biases = ["convolution" in path and path.endswith("bias") for path in paths]
     assert all(size > 0 for size, is_bias in zip(moved, biases, strict=True) if not is_bias)
 
 
