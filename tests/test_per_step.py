@@ -60,12 +60,13 @@ def in_training(supports, queries, steps=2, rate=0.5):
 
 
 def in_evaluation(supports, queries, mean, variance, steps=2, rate=0.5):
-    """Predictions on the queries with the rows of the steps; steps beyond the rows use the last."""
+    """Predictions on the queries with the row of the steps; steps beyond the rows use the last. The steps are those of
+    training, by the moments of the supports."""
     scale = 1.0
-    for step in range(steps):
-        row = min(step, len(mean) - 1)
-        root = np.sqrt(variance[row] + 1)
-        scale -= rate * np.mean(2 * (scale * supports - mean[row]) / root * supports / root)
+    for _ in range(steps):
+        root = np.sqrt(scale**2 * supports.var() + 1)
+        centred = supports - supports.mean()
+        scale -= rate * np.mean(2 * scale * centred / root * centred / root**3)
     row = min(steps, len(mean) - 1)
     return (scale * queries - mean[row]) / np.sqrt(variance[row] + 1)
 
