@@ -32,22 +32,14 @@ def run_tasks(
         `(stacked, gradients, updates)`: `(T, ...)`; means over the tasks; pairs of a variable of the model's state that
         the tasks changed and its mean. The latter two are empty unless `learned` is given.
     """
-    x, y, sample_weight = batch
+    x, y, _ = batch
     state = [tf.convert_to_tensor(v) for v in learner.model.non_trainable]
     seeds = {id(v) for v in seed_variables(learner.model.function)}
     positions = [i for i, v in enumerate(learner.model.non_trainable) if id(v) in seeds]
     context = tf.distribute.get_replica_context()
     replica = 0 if context is None else context.replica_id_in_sync_group
     batch_seed = tf.stack([tf.cast(outer_step, "int64"), tf.cast(replica, "int64")])
-    episodes = {"support": [x["support_x"], x["support_y"]], "query": [x["query_x"]]}
-    if y is not None:
-        episodes["query"].append(y)
-    sample_weight = x.get("query_weight") if sample_weight is None else sample_weight
-    for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
-        if weight is not None:
-            episodes[name] = tf.cast(weight, learner.model.trainable[0].dtype)  # there may be nothing to learn
-    # Arrays, in a step that was compiled around them, cannot be sliced by the index of a loop.
-    episodes = tf.nest.map_structure(tf.convert_to_tensor, episodes)
+    episodes = _episodes(learner, batch)
 
     def function(episode, index):
         support = (*episode["support"], episode.get("support_weight"))
@@ -81,6 +73,20 @@ def run_tasks(
         return stacked, [], []
     gradients, values = means if not skips else _of_finite_tasks(*means, stacked["finite"], changing)
     return stacked, gradients, list(zip(changing, values, strict=True))
+
+
+def _episodes(learner, batch):
+    """A batch as the mapping takes it apart: tensors with a task axis, weights in the precision of the model's."""
+    x, y, sample_weight = batch
+    episodes = {"support": [x["support_x"], x["support_y"]], "query": [x["query_x"]]}
+    if y is not None:
+        episodes["query"].append(y)
+    sample_weight = x.get("query_weight") if sample_weight is None else sample_weight
+    for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
+        if weight is not None:
+            episodes[name] = tf.cast(weight, learner.model.trainable[0].dtype)  # there may be nothing to learn
+    # Arrays, in a step that was compiled around them, cannot be sliced by the index of a loop.
+    return tf.nest.map_structure(tf.convert_to_tensor, episodes)
 
 
 def mean_loss(stacked):

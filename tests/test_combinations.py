@@ -52,14 +52,7 @@ EVERYWHERE = ("graph", "eager", "xla", "vectorized")
 WITHOUT_XLA = ("graph", "eager", "vectorized")
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def sequential(*members, shape=(3,), **kwargs):

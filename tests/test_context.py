@@ -154,16 +154,6 @@ def by_numpy(values, x, y, steps, rate):
     return np.mean(losses), np.array(predictions)
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
 @pytest.mark.usefixtures("float64")
 def test_modulation_by_numpy():
     keras.utils.set_random_seed(0)

@@ -21,16 +21,6 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 WAYS, WIDTH = 3, 4
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
 def network(*middle, ways=WAYS, **kwargs):
     keras.utils.set_random_seed(0)
     return keras.Sequential([keras.Input((2,)), layers.Dense(WIDTH, "tanh"), *middle, layers.Dense(ways, **kwargs)])

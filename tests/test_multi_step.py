@@ -101,16 +101,6 @@ def data(tasks=2):
     return x, tf.constant(numbers.normal(size=(tasks, 4, 2)))
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
 def network(estimator):
     """With rows for each step that differ, which do not adapt, and a learned rate for each step."""
     keras.utils.set_random_seed(0)

@@ -40,15 +40,6 @@ def unpadded(x, y, sample_weight, task):
     return alone, y[task][query][None]
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "make, normalisation, mapping",

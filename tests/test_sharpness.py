@@ -67,16 +67,6 @@ def moved(meta_model, x, y, radius):
     return meta_model.meta_gradients(x, y, variables=uphill)[2]
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
 PARTS = {
     "unrolled, learned rates": (LearnedSGD(0.1), Unrolled()),
     "first order": (SGD(0.1), FirstOrder()),

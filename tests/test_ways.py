@@ -40,7 +40,7 @@ def batch(ways=5):
     return x, random.integers(0, ways, (2, 4))
 
 
-def same(a, b, **kwargs):
+def assert_same(a, b, **kwargs):
     for one, other in zip(tf.nest.flatten(a), tf.nest.flatten(b), strict=True):
         np.testing.assert_allclose(one, other, **{"rtol": 1e-4, "atol": 1e-5} | kwargs)
 
@@ -50,16 +50,16 @@ def test_the_function_of_a_model_made_with_that_many_units(kind, tmp_path):
     x, y = batch(5)
     original, expected = made(STARTS[kind]()), made(STARTS[kind](), model=network(5))
     resized = original.with_ways(5)
-    same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
+    assert_same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
     predictions = expected.predict(x, verbose=0)
-    same(resized.evaluate(x, y, verbose=0), expected.evaluate(x, y, verbose=0))
+    assert_same(resized.evaluate(x, y, verbose=0), expected.evaluate(x, y, verbose=0))
     learner = original.adapt(x["support_x"][0], x["support_y"][0], ways=5)
-    same(learner.predict(x["query_x"][0], verbose=0), predictions[0])
+    assert_same(learner.predict(x["query_x"][0], verbose=0), predictions[0])
     assert learner.layers[-1].name == "head" and learner.layers[-1].units == 5
     original.export(tmp_path / "exported", ways=5)
     serving = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
     found = serving(**{name: tf.constant(value[0], None if "x" in name else tf.int32) for name, value in x.items()})
-    same(found["predictions"], predictions[0])
+    assert_same(found["predictions"], predictions[0])
 
 
 def test_training_one_trains_the_other(tmp_path):
@@ -80,7 +80,7 @@ def test_training_one_trains_the_other(tmp_path):
     for meta_model, ways in ((original, 3), (resized, 5)):
         meta_model.save(tmp_path / "model.keras")
         loaded = keras.models.load_model(tmp_path / "model.keras")
-        same(loaded.predict(batch(ways)[0], verbose=0), meta_model.predict(batch(ways)[0], verbose=0))
+        assert_same(loaded.predict(batch(ways)[0], verbose=0), meta_model.predict(batch(ways)[0], verbose=0))
         assert loaded.model.layers[-1].units == ways and loaded.outer_step == 2
 
 
@@ -108,7 +108,7 @@ def test_what_adapts(kind):
     resized, expected = original.with_ways(5), made(model=other, layers=CHOICES[kind](other))
     assert resized.mask == original.mask == expected.mask
     x, y = batch(5)
-    same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
+    assert_same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
     if kind != "predicate":
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(resized.algorithm)))
         assert config == json.loads(json.dumps(keras.saving.serialize_keras_object(original.algorithm)))
@@ -138,7 +138,7 @@ def test_models(kind):
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     original, expected = made(model=model(3), loss=loss), made(model=model(5), loss=loss)
     resized = original.with_ways(5)
-    same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
+    assert_same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
     assert type(resized.model.layers[-1]) is type(expected.model.layers[-1])
     assert resized.model.name == original.model.name
     if kind == "one-hot":
@@ -168,7 +168,7 @@ def test_nothing_is_kept_of_many_calls():
     assert first.model is second.model  # Keras keeps what was ever called on a layer's output
     assert original.with_ways(4).model is not first.model
     assert first.with_ways(3).predict(batch(3)[0], verbose=0).shape == (2, 4, 3)
-    same(first.with_ways(3).predict(batch(3)[0], verbose=0), original.predict(batch(3)[0], verbose=0))
+    assert_same(first.with_ways(3).predict(batch(3)[0], verbose=0), original.predict(batch(3)[0], verbose=0))
 
 
 def test_more_classes_than_units():
@@ -257,4 +257,4 @@ def test_implicit_gradients_with_other_ways():
     parts = {"rule": ProximalSGD(0.1), "meta_gradient": Implicit()}
     x, y = batch(5)
     resized, expected = made(ZeroHead(), 3, **parts).with_ways(5), made(ZeroHead(), 3, model=network(5), **parts)
-    same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))
+    assert_same(resized.meta_gradients(x, y), expected.meta_gradients(x, y))

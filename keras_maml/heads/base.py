@@ -1,7 +1,6 @@
 """What every start has: what it sets, what it reads, and the checks of the model."""
 
 import math
-import numbers
 
 import keras
 import tensorflow as tf
@@ -162,21 +161,6 @@ def shares(y, ways, dtype):
         f"The labels of a task with {ways} classes must be class indices (supports,) or shares (supports, {ways}). "
         f"Received: `support_y` of shape {tuple(y.shape)} without the task axis."
     )
-
-
-def check_positive(name, value, optional=False):
-    """Raises `ValueError` unless a value is a positive finite number, or `None` where that may be."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < float("inf"):
-        kind = "a positive number, or None" if optional else "a positive number"
-        raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}.")
-
-
-def check_flag(name, value):
-    """Raises `ValueError` unless a value is `True` or `False`."""
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}.")
 
 
 def dense_head(model, name):

@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_maml.heads.base import ComputedHead, check_positive
+from keras_maml.arguments import check_positive
+from keras_maml.heads.base import ComputedHead
 
 
 @keras.saving.register_keras_serializable("keras_maml")

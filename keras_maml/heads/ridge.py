@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.heads.base import ComputedHead, check_flag, check_positive
+from keras_maml.arguments import check_flag, check_positive
+from keras_maml.heads.base import ComputedHead
 from keras_maml.linear_solvers import cholesky_solve
 
 

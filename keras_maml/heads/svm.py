@@ -24,7 +24,8 @@ alike, as those after a ReLU are), active sets (a number of iterations that depe
 import keras
 import tensorflow as tf
 
-from keras_maml.heads.base import ComputedHead, check_flag, check_positive
+from keras_maml.arguments import check_flag, check_positive
+from keras_maml.heads.base import ComputedHead
 
 RIDGE = 1e-8  # on Q, relative to its mean diagonal: P is unique then, and so is its derivative
 CLOSE = 1e-11  # mu relative to the gradient, where the path ends: below 1e-14 factorisations fail by rounding

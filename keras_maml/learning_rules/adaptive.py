@@ -11,7 +11,8 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_maml.learning_rules.base import LearningRule, check_fraction, check_not_negative, check_positive
+from keras_maml.arguments import check_fraction, check_not_negative, check_positive
+from keras_maml.learning_rules.base import LearningRule
 
 
 @keras.saving.register_keras_serializable("keras_maml")

@@ -1,10 +1,11 @@
 """What every inner update rule has: a learning rate, clipping, a state that starts anew in every task."""
 
-import numbers
 
 import keras
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_maml.arguments import check_positive
 
 
 class LearningRule(keras.layers.Layer):
@@ -108,18 +109,3 @@ class LearningRule(keras.layers.Layer):
             rate = keras.saving.deserialize_keras_object(config["learning_rate"])
             config = {**config, "learning_rate": rate}
         return super().from_config(config)
-
-
-def check_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value > 0:
-        raise ValueError(f"`{name}` must be a positive number. Received: {name}={value!r}.")
-
-
-def check_not_negative(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
-        raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
-
-
-def check_fraction(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
-        raise ValueError(f"`{name}` must be in [0, 1). Received: {name}={value!r}.")

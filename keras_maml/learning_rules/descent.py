@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_maml.learning_rules.base import LearningRule, check_fraction, check_positive
+from keras_maml.arguments import check_fraction, check_positive
+from keras_maml.learning_rules.base import LearningRule
 
 
 @keras.saving.register_keras_serializable("keras_maml")

@@ -1,6 +1,5 @@
 """What every estimator has."""
 
-import numbers
 from typing import NamedTuple
 
 import keras
@@ -93,17 +92,3 @@ class MetaGradient(keras.layers.Layer):
 
     def get_config(self):
         return {"name": self.name}
-
-
-def check_share(name, value):
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if value is not None and not (number and 0 < value <= 1):
-        raise ValueError(f"`{name}` must be a share of the run in (0, 1], or None. Received: {name}={value!r}.")
-
-
-def check_progress(value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-        raise ValueError(
-            "`progress` must be the share of the run that has passed, a number in [0, 1]. Received: "
-            f"progress={value!r}."
-        )

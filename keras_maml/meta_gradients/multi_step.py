@@ -4,8 +4,8 @@ import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import value_and_gradients
+from keras_maml.arguments import check_progress, check_share
 from keras_maml.inner_loop import replace
-from keras_maml.meta_gradients.base import check_progress, check_share
 from keras_maml.meta_gradients.unrolled import Unrolled
 
 LEAST = 0.03  # of what an earlier step has at first, while it has any: `min_value_for_non_final_losses` of the authors

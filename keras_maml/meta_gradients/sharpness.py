@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_maml.learning_rules.base import check_positive
+from keras_maml.arguments import check_positive
 from keras_maml.linear_solvers import dot
 from keras_maml.meta_gradients.base import MetaGradient
 from keras_maml.meta_gradients.unrolled import Unrolled

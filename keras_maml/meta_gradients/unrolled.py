@@ -6,9 +6,10 @@ import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import unscaled
+from keras_maml.arguments import check_progress, check_share
 from keras_maml.inner_loop import replace
 from keras_maml.losses import keras_mask
-from keras_maml.meta_gradients.base import MetaGradient, TaskResult, check_progress, check_share
+from keras_maml.meta_gradients.base import MetaGradient, TaskResult
 
 
 @keras.saving.register_keras_serializable("keras_maml")

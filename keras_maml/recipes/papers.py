@@ -221,8 +221,8 @@ def _omniglot_maml_plus_plus(ways, published):
         differs=(
             "Published is an ensemble of the five best checkpoints; here is one model.",
             "As in the paper, gradients are of first order for half of the run; the published settings leave that off.",
-            "As in the paper, queries of an evaluation are normalised by the moving moments of their step; the published "
-            "code takes those of the batch.",
+            "As in the paper, queries of an evaluation are normalised by the moving moments of their step; the "
+            "published code takes those of the batch.",
             "Which characters are in which split was drawn at random there, and here.",
         ),
     )
