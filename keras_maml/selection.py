@@ -35,7 +35,7 @@ def exclude(*layers):
         keras_maml.Algorithm(SGD(0.1), Unrolled(), steps=5, layers=keras_maml.exclude("warp"))
 
     After a step on W the product has moved by `-learning_rate * T T' dL/d(TW)` (T' the transpose): T is a learned
-    metric. A warp layer is any layer, with its activation too.
+    metric. A warp layer is any layer, with its activation too; `examples/warp_layers.py` tries them.
 
     Args:
         *layers: layer names or layer objects, or roles such as `keras_maml.normalization`.

@@ -46,6 +46,16 @@ def test_serve_saved_model():
     assert max(map(float, differences)) < 1e-5
 
 
+def test_warp_layers_compares_three_learners():
+    printed = run("warp_layers.py", "--iterations", 300)
+    rows = re.findall(r"^(MAML|with \S.*?)  +([\d.]+) \S+ \+- \S+ +([\d.]+) \S+ \+- \S+ ", printed, re.M)
+    assert [name for name, *_ in rows] == ["MAML", "with more matrices, which adapt too", "with warp layers"]
+    before, after = (dict((name, float(row[k])) for name, *row in rows) for k in (0, 1))
+    assert all(after[name] < before[name] for name in before)  # medians
+    assert after["with warp layers"] < after["MAML"]  # 1.3 and 2.0
+    assert re.search(r"^loss +1 +-", printed, re.M)
+
+
 def test_tune_judges_the_best_of_its_trials(tmp_path):
     pytest.importorskip("keras_tuner")
     printed = run("tune.py", "--trials", 2, "--iterations", 200, "--evaluation-tasks", 100, "--output-dir", tmp_path)
