@@ -9,10 +9,13 @@ import types
 import numpy as np
 import pytest
 
+import keras_maml
+from keras_maml.recipes import networks
+
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed
 
-from benchmarks import sinusoid_table  # noqa: E402
+from benchmarks import sinusoid_numpy, sinusoid_table  # noqa: E402
 from benchmarks.accuracy import __main__ as program  # noqa: E402
 from benchmarks.accuracy import figure, results, suites, training  # noqa: E402
 
@@ -187,6 +190,18 @@ def test_sinusoid_table_by_hand(tmp_path):
     store.write("sinusoid_500", "maml_1", 1, made([2.0, 2.0, 2.0]))
     text = sinusoid_table.markdown(store)
     assert "\n| MAML, 1 step | 500 | 5 | 51.50 [2.00-101.00] | 2.00 [2.00-2.00] | 1/0 | 2 |\n" in text
+
+
+def test_sinusoid_in_numpy_has_the_gradient_of_fomaml():
+    model = networks.curve_net(40)
+    meta_model = keras_maml.MetaModel(model, keras_maml.FOMAML(sinusoid_numpy.INNER_RATE, steps=1))
+    meta_model.compile("sgd", loss="mse")
+    x, y = sinusoid_numpy.waves(np.random.default_rng(0), tasks=3, points=20)
+    episodes = {"support_x": x[:, :10], "support_y": y[:, :10], "query_x": x[:, 10:]}
+    _, _, ours = meta_model.meta_gradients(episodes, y[:, 10:])
+    theirs = sinusoid_numpy.meta_gradient([w.numpy() for w in model.trainable_weights], x, y)
+    for mine, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_pages_have_the_marks_of_their_tables():
