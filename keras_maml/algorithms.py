@@ -35,6 +35,7 @@ from typing import Any
 
 import keras
 
+from keras_maml.arguments import check_flag
 from keras_maml.heads import PrototypeHead, RidgeHead, Start, SVMHead, ZeroContext
 from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, LearningRule, ProximalSGD
 from keras_maml.meta_gradients import (
@@ -210,7 +211,9 @@ def MAMLPlusPlus(
     meta_model.fit(train, steps_per_epoch=500, epochs=100)
     ```
 
-    Shares are of the `epochs` of `fit`; a training loop of your own calls `meta_model.meta_gradient.anneal(share)`."""
+    Shares are of the `epochs` of one call of `fit` (of several: `keras_maml.callbacks.Anneal`); a training loop of your
+    own calls `meta_model.meta_gradient.anneal(share)`."""
+    check_flag("adapt_normalization", adapt_normalization)
     shares = {"first_order_share": first_order_share}
     meta_gradient = Unrolled(**shares) if multi_step_share is None else MultiStep(multi_step_share, **shares)
     layers = None if adapt_normalization else exclude(normalization)

@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 
 PARTS = 100  # of a run, the number of epochs of MAML++
 
@@ -22,8 +22,9 @@ class Anneal(keras.callbacks.Callback):
     known size.
 
     `fit` adds this callback by itself where the estimator anneals, so that it is needed only for another number of
-    epochs: of a run that several calls of `fit` make, say, each with its `initial_epoch`. What is resumed, by
-    `initial_epoch` or `BackupAndRestore`, goes on as if it had not been interrupted.
+    epochs: of a run that several calls of `fit` make, say, each with its `initial_epoch`. Without it each call is a
+    whole run, and a warning says that the schedule goes back. What is resumed, by `initial_epoch` or
+    `BackupAndRestore`, goes on as if it had not been interrupted. After the last epoch the estimator is at its end.
 
     Args:
         epochs: number of epochs of the whole run, at least 1; default that of `fit`.
@@ -37,9 +38,10 @@ class Anneal(keras.callbacks.Callback):
         if epochs is not None:
             check_whole(1, epochs=epochs)
         self.epochs = epochs
-        self._epoch, self._part = 0, None
+        self._epoch, self._part, self._begun = 0, None, False
 
     def on_train_begin(self, logs=None):
+        self._begun = False
         estimator = getattr(self.model, "meta_gradient", None)
         if estimator is None:
             raise ValueError(f"`Anneal` is for a `MetaModel`. Received: a model of class {type(self.model).__name__}.")
@@ -53,7 +55,14 @@ class Anneal(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._part = epoch, None
+        if not self._begun:
+            self._begun = True
+            self._warn_if_back(epoch)
         self._anneal(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 >= self._epochs() and self._epochs() * self._parts() > 1:
+            self._tell(1.0)
 
     def on_train_batch_begin(self, batch, logs=None):
         parts = self._parts()
@@ -62,7 +71,24 @@ class Anneal(keras.callbacks.Callback):
     def _anneal(self, part):
         if part != self._part:
             self._part = part
-            self.model.meta_gradient.anneal(min((self._epoch + part / self._parts()) / self._epochs(), 1.0))
+            self._tell(min((self._epoch + part / self._parts()) / self._epochs(), 1.0))
+
+    def _tell(self, share):
+        self.model.meta_gradient.anneal(share)
+        self.model.meta_gradient.progress = share
+
+    def _warn_if_back(self, epoch):
+        estimator = self.model.meta_gradient
+        # Within an epoch it may: what is resumed begins at an epoch.
+        if estimator.anneals and estimator.progress is not None and estimator.progress >= (epoch + 1) / self._epochs():
+            here, there = 100 * epoch / self._epochs(), 100 * estimator.progress
+            warnings.warn(
+                f"The schedule of `{type(estimator).__name__}` goes back: it had come to {there:.0f} % of a run, and "
+                f"this call of `fit` begins at {here:.0f} %. If these calls are one run, pass "
+                "`callbacks=[keras_maml.callbacks.Anneal(epochs)]` with the epochs of all of them, and "
+                "`initial_epoch=`.",
+                stacklevel=2,
+            )
 
     def _parts(self):
         """How often the estimator is told in an epoch."""

@@ -12,10 +12,18 @@ def check_positive(name, value, optional=False):
         raise ValueError(f"`{name}` must be {kind}. Received: {name}={value!r}.")
 
 
+def check_whole(least, **values):
+    """Raises `ValueError` unless each of the named values is an integer of at least `least`."""
+    for name, value in values.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or not least <= value < 2**63:
+            raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
+
+
 def check_not_negative(name, value):
-    """A number of at least 0."""
-    if not _is_number(value) or not value >= 0:
-        raise ValueError(f"`{name}` must be a number of at least 0. Received: {name}={value!r}.")
+    """A finite number of at least 0."""
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number of at least 0. Received: {name}={value!r}.")
 
 
 def check_fraction(name, value):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_maml.annealing import Anneal as Anneal
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.pipeline import Plan
 from keras_maml.evaluation import Evaluator, check_steps
 from keras_maml.protocols import describe_rate

@@ -78,28 +78,40 @@ def test_clock_counts_steps_but_neither_the_first_nor_judging(monkeypatch):
     assert clock.judging == 4
 
 
-def test_differences_are_paired_by_task_and_seed():
-    base = {0: made_run([0.2, 0.4, 0.6]), 1: made_run([0.3, 0.5, 0.7])}
-    row = {1: made_run([0.4, 0.6, 0.8], report_steps=(0, 3)), 2: made_run([0.9, 0.9, 0.9], report_steps=(0, 3))}
-    found, by_seed = results.difference(row, base)  # of seed 1 alone: 0.1 for every task, without spread
+def test_differences_are_paired_by_task():
+    base = {0: made_run([0.2, 0.4, 0.6]), 1: made_run([0.4, 0.6, 0.8])}  # means 0.3, 0.5, 0.7
+    row = {1: made_run([0.4, 0.6, 0.8], report_steps=(0, 3))}
+    found = results.difference(row, base)  # 0.1 for every task, without spread
     assert found.mean == pytest.approx(0.1) and found.margin == pytest.approx(0, abs=1e-9)
-    assert found.steps == (3, 1) and by_seed == {1: pytest.approx(0.1)}
-    # Means over seeds 1 and 2 would be 0.65, 0.75 and 0.85.
-    assert results.mean_report(list(row.values())).of("accuracy") == pytest.approx([0.65, 0.75, 0.85])
-    assert results.difference({5: made_run([0.1, 0.2])}, base) is None
+    assert found.steps == (3, 1)
+    assert results.mean_report(list(base.values())).of("accuracy") == pytest.approx([0.3, 0.5, 0.7])
 
 
-def test_verdicts():
-    def found(mean, margin):
-        return types.SimpleNamespace(mean=mean, margin=margin)
+def test_a_task_that_diverged_counts_as_wrong():
+    run = made_run([0.5, 1.0, 0.9, 0.6])
+    run["report"]["values"]["loss"][1][1] = "nan"
+    run["report"]["values"]["loss"][2][1] = "inf"
+    assert results.accuracy_of(run) == pytest.approx((0.5 + 0.6) / 4)
+    assert "diverged, each an accuracy of 0: ANIL 2." in results.markdown(SUITE, {"anil": {0: run}})
+    assert results.difference({0: run}, {0: made_run([0.5, 1.0, 0.9, 0.6])}).mean == pytest.approx(-1.9 / 4)
 
-    one, several = {0: 0.02}, {0: 0.03, 1: 0.01}
-    assert results.verdict(found(0.02, 0.03), one, [0.9]) == "no effect seen"
-    assert results.verdict(found(0.02, 0.01), one, [0.9]) == "better"
-    assert results.verdict(found(-0.02, 0.01), {0: -0.02}, [0.9]) == "worse"
-    assert "reference differ" in results.verdict(found(0.02, 0.01), one, [0.90, 0.93])
-    assert results.verdict(found(0.02, 0.01), several, [0.90, 0.93]) == "better"
-    assert "disagree" in results.verdict(found(0.02, 0.01), {0: 0.05, 1: -0.01}, [0.90, 0.93])
+
+def test_intervals_know_of_seeds():
+    # Two rows with accuracies 0.80, 0.84 and 0.70, 0.72, 0.74: squares 8e-4 and 8e-4, over 1 + 2 degrees of freedom.
+    runs = {"maml": {0: made_run([0.8, 0.8]), 1: made_run([0.84, 0.84])}}
+    runs["anil"] = {seed: made_run([0.7 + 0.02 * seed] * 2) for seed in range(3)}
+    runs["boil"] = {0: made_run([0.5, 0.5])}
+    deviation, degrees = results.seed_spread(runs)
+    assert (deviation, degrees) == (pytest.approx(np.sqrt(16e-4 / 3)), 3)
+    # Student's t at 0.975 and three degrees of freedom is 3.182.
+    expected = np.sqrt(0.01**2 + 3.182**2 * 16e-4 / 3 * (1 / 3 + 1 / 2))
+    assert results.whole_margin(0.01, (deviation, degrees), (3, 2)) == pytest.approx(expected, rel=1e-3)
+    assert results.verdict(-0.1, 0.09, (deviation, degrees)) == "worse"
+    assert results.verdict(0.1, 0.09, (deviation, degrees)) == "better"
+    assert results.verdict(0.1, 0.11, (deviation, degrees)) == "no effect seen"
+    alone = results.seed_spread({"maml": {0: made_run([0.8, 0.8])}})
+    assert alone[1] == 0 and results.whole_margin(0.01, alone, (1, 1)) == 0.01
+    assert results.verdict(0.1, 0.01, alone) == "seeds not known"
 
 
 def test_table_by_hand():
@@ -109,10 +121,13 @@ def test_table_by_hand():
     assert "load 1.5 to 1.5" in text and "minus MAML, points" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| ANIL")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    # Of seed 0, which MAML has too: 0.1 more in every task. 10 s in the 100 steps after the first.
+    # Both means are 0.8; of seeds, 0.9 and 0.7 with one degree of freedom: t is 12.7 and the deviation 0.141. 10 s in
+    # the 100 steps after the first.
     noise = 100 * random.mean()
     assert cells[1].startswith(f"{80 + noise:.1f} +- ") and cells[1].endswith(f"[{90 + noise:.1f}, {70 + noise:.1f}]")
-    assert cells[2] == "+10.00 +- 0.00" and cells[4:] == ["101", "0.100", "better"]
+    assert cells[2].removeprefix("-").removeprefix("+") == f"0.00 +- {1270.62 * np.sqrt(0.02 * 1.5):.2f}"
+    assert cells[4:] == ["101", "0.100", "no effect seen"]
+    assert "standard deviation of 14.14 points" in text and "(1 degrees of freedom)" in text
 
 
 def test_every_row_can_be_stored_and_says_what_it_is():
@@ -150,7 +165,10 @@ def test_from_start_to_table(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         program.main()
     assert not ended.value.code and "is there" in capsys.readouterr().out
-    # Other settings: kept, and named.
+    # Made data are no real ones, and other settings are other runs: kept, and named.
+    monkeypatch.setattr(sys, "argv", [argument for argument in [*common, "--list"] if argument != "--made-data"])
+    program.main()
+    assert "omniglot5 maml 0 other settings" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*common, "--seeds", "0", "--minutes", "7"])
     with pytest.raises(SystemExit):
         program.main()
@@ -159,6 +177,9 @@ def test_from_start_to_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*common, "--table"])
     program.main()
     assert "| ANIL |" in page.read_text()
+    monkeypatch.setattr(sys, "argv", [*common, "--table", "--minutes", "7"])
+    program.main()
+    assert "maml: not in the table, made with other settings: seeds [0]" in capsys.readouterr().out
     assert (tmp_path / "page_omniglot5.png").stat().st_size > 10_000
 
 

@@ -207,6 +207,13 @@ def test_pairs_that_cannot_be(make, message):
         make()
 
 
+def test_flags_are_flags():
+    with pytest.raises(ValueError, match="`adapt_normalization` must be `True` or `False`. Received:.*'no'"):
+        keras_maml.MAMLPlusPlus(adapt_normalization="no")
+    with pytest.raises(ValueError, match="`nesterov` must be `True` or `False`. Received: nesterov='yes'"):
+        keras_maml.learning_rules.Momentum(nesterov="yes")
+
+
 @pytest.mark.parametrize(
     "wrong, hint",
     [

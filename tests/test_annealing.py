@@ -77,6 +77,35 @@ def test_the_callback_of_the_user_stays():
     assert recorder.seen == EXPECTED
 
 
+def test_a_schedule_that_goes_back_is_named(recwarn):
+    meta_model = parabola()
+    meta_model.fit(episodes(), epochs=2, verbose=0)
+    with pytest.warns(UserWarning, match="had come to 100 % of a run, and this call of `fit` begins at 0 %"):
+        meta_model.fit(episodes(), epochs=2, verbose=0)
+    with pytest.warns(UserWarning, match="begins at 67 %.*Anneal"):
+        meta_model.fit(episodes(), initial_epoch=2, epochs=3, verbose=0)
+    recwarn.clear()
+    meta_model = parabola()
+    for first in range(3):
+        meta_model.fit(episodes(), initial_epoch=first, epochs=first + 1, verbose=0, callbacks=Anneal(epochs=3))
+    assert not [warning for warning in recwarn if "goes back" in str(warning.message)]
+
+
+def test_after_the_last_epoch_the_estimator_is_at_its_end():
+    meta_model = parabola(MultiStep(1.0, first_order_share=1.0))
+    meta_model.fit(episodes(), epochs=2, verbose=0, callbacks=Anneal(epochs=3))
+    assert meta_model.meta_gradient.order == 1
+    meta_model.fit(episodes(), initial_epoch=2, epochs=3, verbose=0, callbacks=Anneal(epochs=3))
+    np.testing.assert_array_equal(meta_model.meta_gradient.step_weights, [0, 1])
+    assert meta_model.meta_gradient.order == 2
+
+
+def test_an_estimator_that_is_not_built_cannot_anneal():
+    for estimator in (MultiStep(0.5), Unrolled(first_order_share=0.5)):
+        with pytest.raises(ValueError, match="has nothing to anneal before it knows the number of inner steps"):
+            estimator.anneal(0.5)
+
+
 def test_what_is_resumed_goes_on(tmp_path):
     first, second = Recorder(stop_in=1), Recorder()
     for recorder in (first, second):

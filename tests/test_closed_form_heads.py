@@ -88,6 +88,13 @@ class TestRidgeRegression:
         kernel, _ = head_of(RidgeHead(7.0, 64.0), np.array([[3.0, 4], [0, 0]], "float32"), np.array([0, 1]), ways=2)
         np.testing.assert_allclose(kernel, [[6, 0], [8, 0]], rtol=1e-6)
 
+    def test_targets_may_be_any_numbers(self):
+        x, y = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+        y[:, 2] = -np.abs(y[:, 2])  # no class without supports
+        kernel, bias = head_of(RidgeHead(0.3, scale=1.0), x, y, loss="mse")
+        np.testing.assert_allclose(kernel, ridge(x, y, np.ones(5), 0.3), rtol=2e-4, atol=1e-5)
+        np.testing.assert_array_equal(bias, np.zeros(4))
+
     def test_nearly_parallel_features_in_float32(self):
         x = np.ones((4, 3), "float32") * 1e3
         kernel, _ = head_of(RidgeHead(1e-6), x, np.array([0, 1, 0, 1]), ways=2)

@@ -13,7 +13,7 @@ import keras_maml
 from keras_maml import Algorithm, PrototypeHead, ZeroHead
 from keras_maml.checking.finite_differences import compare
 from keras_maml.heads import Start
-from keras_maml.learning_rules import SGD, LayerwiseSGD, LearnedSGD, Momentum, ProximalSGD
+from keras_maml.learning_rules import ALFA, SGD, LayerwiseSGD, LearnedSGD, Momentum, ProximalSGD
 from keras_maml.meta_gradients import FirstOrder, Implicit, ParameterDifference, Unrolled
 from keras_maml.task_mapping import Vectorized
 
@@ -98,6 +98,15 @@ class TestPrototypes:
             predictions = predictions.numpy()
             assert (predictions[1, :, 2] < predictions[1, :, :2].min() - 1e8).all()
             assert all(np.isfinite(g).all() for g in gradients)
+
+    def test_its_bias_is_no_weight_to_alfa(self):
+        # The rule looks at the mean of all weights of the bias, which -1e9 would drown.
+        rules = ALFA(0.1, seed=0), SGD(0.1)
+        (alfa, _, of_alfa), (sgd, _, _) = (
+            made(PrototypeHead(), 1, rule=rule).meta_gradients(*batch()) for rule in rules
+        )
+        np.testing.assert_allclose(alfa, sgd, rtol=0.02)  # its net starts with factors of about 1
+        assert max(np.abs(g).max() for g in of_alfa) < 10
 
     def test_in_float16(self):
         keras.config.set_dtype_policy("mixed_float16")
@@ -542,6 +551,7 @@ REFUSED = {
         "a BatchNormalization",
     ),
     "a sum": (lambda: functional(lambda x: layers.Add()([layers.Dense(2)(x), x])), "not alone"),
+    "regularised bias": (lambda: network(bias_regularizer="l2"), "has a `bias_regularizer`"),
     "nested head": (lambda: keras.Sequential([keras.Input((2,)), network()]), "part of a nested model"),
 }
 

@@ -101,6 +101,16 @@ def test_alfa_by_hand():
         np.testing.assert_allclose(rule.step(params, gradients, (), index)[0][0], expected, rtol=1e-6)
 
 
+def test_alfa_takes_no_account_of_classes_without_supports():
+    # Their bias is -1e9, or -3e4 in float16: the means are 3/2 and of gradients 1.
+    rule = ALFA(0.1, seed=1)
+    rule.build([keras.Variable([1.0, 3.0])], 1)
+    gradients = [tf.constant([2.0, 0.0])]
+    expected = rule.factors([tf.constant([3.0, 0.0])], gradients)
+    for lowest in (-1e9, -3e4):
+        np.testing.assert_allclose(rule.factors([tf.constant([3.0, lowest])], gradients), expected, rtol=1e-6)
+
+
 def test_alfa_starts_next_to_gradient_descent():
     # The random part of a and b is at most 3 standard deviations of 0.001 for each hidden unit, times a hidden unit.
     variables = variables_of((5, 4), (4,))

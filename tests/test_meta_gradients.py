@@ -100,8 +100,9 @@ def test_implicit_needs_a_proximal_rule():
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="'support' or 'episode'"):
         ParameterDifference(data="query")
-    with pytest.raises(ValueError, match="`iterations` must be at least 1"):
-        Implicit(iterations=0)
+    for iterations in (0, 2.5, True, "a", float("nan")):
+        with pytest.raises(ValueError, match="`iterations` must be an integer of at least 1"):
+            Implicit(iterations)
     with pytest.raises(ValueError, match=r"`solver` must be one of \('conjugate_gradient', 'neumann'\). Received: so"):
         Implicit(solver="cg")
 

@@ -289,6 +289,8 @@ def test_what_is_refused():
     for steps in (0, 1.5, True):
         with pytest.raises(ValueError, match="`steps` must be an integer of at least 1"):
             PerStepBatchNormalization(steps)
+        with pytest.raises(ValueError, match="^`steps` must be an integer of at least 1"):
+            per_step_normalization(keras.Sequential([keras.Input((3,)), layers.BatchNormalization()]), steps)
     with pytest.raises(ValueError, match="`statistics` must be one of"):
         PerStepBatchNormalization(1, "none")
     with pytest.raises(ValueError, match="`weights_per_step` must be"):

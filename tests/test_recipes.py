@@ -69,6 +69,9 @@ def test_all_six_ideas_of_maml_plus_plus_are_in_its_recipe():
     blocks = 10 * 64 + 3 * (9 * 64 + 1) * 64
     assert trainable(recipe.model) == blocks + 4 * 2 * 6 * 64 + 65 * 20
     assert [layer.moving_mean.shape for layer in recipe.model.layers if "normalization" in layer.name] == [(6, 64)] * 4
+    layer = recipe.model.get_layer("normalization_1")
+    assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)  # what PyTorch calls 0.1 is kept of the new, not of the old
+    assert all(layer.negative_slope == 0.01 for layer in recipe.model.layers if type(layer) is keras.layers.ReLU)
     estimator, rate = recipe.algorithm.meta_gradient, recipe.compile["optimizer"]._learning_rate
     assert (estimator.multi_step_share, estimator.first_order_share) == (0.1, 0.5)
     assert type(recipe.algorithm.rule) is keras_maml.learning_rules.LayerwiseSGD
@@ -139,6 +142,7 @@ def test_every_call_makes_its_own():
         (lambda: networks.conv4((8, 8, 1), pooled=True), "height.*at least 16.*height=8"),
         (lambda: networks.conv4((28, 28)), "height, width, channels"),
         (lambda: networks.conv4(filters=0), "filters=0"),
+        (lambda: networks.conv4(pooled="no"), "pooled='no'"),
         (lambda: networks.conv4(ways=0), "ways=0"),
         (lambda: networks.curve_net(0), "width=0"),
     ],

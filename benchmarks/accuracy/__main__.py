@@ -7,10 +7,11 @@
 
 Every finished run is a file in `--output-dir`; a second call makes those that are missing, so that the programme may be
 stopped at any time. What stands in a file was made with the settings that stand in it: where those of `suites.py`
-changed since, the run is kept and named, and made again with `--again`.
+changed since, the run is kept and named, left out of tables, and made again with `--again`.
 
 Only training steps after the first one count as time, and of them the processor time, two seconds of which are a
-second here: what two cores do in one. What else the machine does takes nothing from a run but patience.
+second here: what two cores do in one. Other work on the machine costs patience, and some speed: a step took up to a
+quarter more processor time beside it.
 """
 
 import argparse
@@ -64,7 +65,11 @@ def planned(arguments):
 def asked_settings(arguments, name, key):
     suite = suites.SUITES[name]
     minutes = suite.minutes if arguments.minutes is None else arguments.minutes
-    return training.settings(suite, suite.rows[key], minutes, arguments.tasks)
+    return training.settings(suite, suite.rows[key], minutes, arguments.tasks, data_of(arguments))
+
+
+def data_of(arguments):
+    return "made" if arguments.made_data else "omniglot"
 
 
 def state_of(arguments, store, run):
@@ -83,7 +88,7 @@ def run_one(arguments, name, key, seed):
     cache = pathlib.Path("outputs/omniglot.npz")  # not beside the runs, which are kept with the code
     splits = training.made_data() if arguments.made_data else training.omniglot(arguments.data_dir, cache)
     minutes = suite.minutes if arguments.minutes is None else arguments.minutes
-    found = training.run(suite, row, int(seed), minutes, arguments.tasks, splits)
+    found = training.run(suite, row, int(seed), minutes, arguments.tasks, splits, data_of(arguments))
     results.Store(arguments.output_dir).write(name, key, int(seed), found)
 
 
@@ -122,13 +127,25 @@ def make_missing(arguments, store):
     return failed
 
 
+def of_these_settings(arguments, name, runs):
+    """The runs that were made with the settings of today; says which others there are."""
+    kept = {}
+    for key, seeds in runs.items():
+        asked = results.as_read(asked_settings(arguments, name, key)) if key in suites.SUITES[name].rows else None
+        kept[key] = {seed: run for seed, run in seeds.items() if run["settings"] == asked}
+        left_out = sorted(set(seeds) - set(kept[key]))
+        if left_out:
+            print(f"{name} {key}: not in the table, made with other settings: seeds {left_out}")
+    return {key: seeds for key, seeds in kept.items() if seeds}
+
+
 def write_tables(arguments, store):
     for name in arguments.suites:
-        runs = store.runs(name)
+        suite = suites.SUITES[name]
+        runs = of_these_settings(arguments, name, store.runs(name))
         if not runs:
             print(f"{name}: no runs in {arguments.output_dir}")
             continue
-        suite = suites.SUITES[name]
         plot = arguments.page.with_name(f"{arguments.page.stem}_{name}.png")
         figure.draw(suite, runs, plot)
         table = results.markdown(suite, runs) + f"\n![Accuracy against seconds]({plot.name})\n"

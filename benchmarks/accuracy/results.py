@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 
 import numpy as np
 
+from keras_maml.intervals import t_quantile
 from keras_maml.reports import EpisodeReport
 
 HEADINGS = ("algorithm", "accuracy, %", "minus {}, points", "inner steps", "outer steps", "s a step", "verdict")
@@ -69,63 +71,89 @@ def report_of(run):
     return EpisodeReport.from_json(json.dumps(run["report"]))
 
 
+def diverged_of(run):
+    """Which test tasks have a loss that is not finite after the steps that the row is judged by, booleans."""
+    return report_of(run).non_finite(run["judged_after"])
+
+
 def mean_report(runs):
-    """One report for several seeds: of every task the mean over the seeds, after the steps that rows are judged by."""
-    reports = [report_of(run) for run in runs]
-    last = runs[0]["judged_after"]
-    values = {metric: np.mean([r.of(metric, last) for r in reports], 0)[:, np.newaxis] for metric in reports[0].metrics}
-    before = np.mean([r.loss_before for r in reports], 0)
+    """One report for several seeds: of every task the mean over the seeds, after the steps that rows are judged by.
+
+    A task that diverged has an accuracy of 0: left out, it would make a row better.
+    """
+    reports, last = [report_of(run) for run in runs], runs[0]["judged_after"]
+    values = [np.where(diverged_of(run), 0.0, r.of("accuracy", last)) for r, run in zip(reports, runs, strict=True)]
+    accuracy = np.mean(values, 0)[:, np.newaxis]
+    before = np.ones(len(accuracy))
+    values = {"loss": 1 - accuracy, "accuracy": accuracy}
     return dataclasses.replace(reports[0], values=values, steps=(last,), loss_before=before)
 
 
 def accuracy_of(run):
-    return report_of(run).summary("accuracy", run["judged_after"]).mean
+    return mean_report([run]).summary("accuracy").mean
 
 
 def difference(runs, reference):
-    """A row minus the reference, of the seeds that both have.
+    """A row minus the reference, each the mean over its seeds, task by task.
 
     Args:
         runs: `{seed: run}` of the row.
         reference: the same of the reference.
-
-    Returns:
-        `(Difference, {seed: difference of the means})`, or `None` where there is no such seed.
     """
-    shared = [seed for seed in runs if seed in reference]
-    if not shared:
-        return None
-    ours, theirs = (mean_report([part[seed] for seed in shared]) for part in (runs, reference))
+    ours, theirs = (mean_report(list(part.values())) for part in (runs, reference))
     pair = ours.steps + theirs.steps
-    found = ours.compare(theirs, steps=[pair]).of("accuracy", pair)
-    return found, {seed: accuracy_of(runs[seed]) - accuracy_of(reference[seed]) for seed in shared}
+    return ours.compare(theirs, steps=[pair]).of("accuracy", pair)
 
 
-def verdict(found, by_seed, reference):
-    """"better", "worse", or that no effect was seen.
-
-    An interval is of test tasks, and knows nothing of how much runs with other seeds differ. So an effect must also be
-    seen with every seed, or, if there is one, be larger than the range over the seeds of the reference.
+def seed_spread(runs):
+    """How much the accuracies of seeds differ within rows.
 
     Args:
-        found: the `Difference`.
-        by_seed: `{seed: difference of the means}`.
-        reference: accuracies of the reference, one a seed.
+        runs: `{row: {seed: run}}`.
+
+    Returns:
+        `(deviation, degrees)`: the standard deviation of one run, pooled over all rows with more than one seed, and its
+        degrees of freedom, 0 where there is no such row.
     """
-    if abs(found.mean) <= found.margin:
-        return NOTHING
-    if len(by_seed) > 1:
-        if min(by_seed.values()) <= 0 <= max(by_seed.values()):
-            return f"{NOTHING}: seeds disagree"
-    elif abs(found.mean) <= max(reference) - min(reference):
-        return f"{NOTHING}: seeds of the reference differ as much"
-    return "better" if found.mean > 0 else "worse"
+    of_rows = [[accuracy_of(run) for run in seeds.values()] for seeds in runs.values()]
+    degrees = sum(len(row) - 1 for row in of_rows)
+    squares = sum(float(np.sum(np.square(np.subtract(row, np.mean(row))))) for row in of_rows)
+    return (math.sqrt(squares / degrees) if degrees else math.nan), degrees
+
+
+def whole_margin(margin, spread, seeds):
+    """Half of a 95 % interval that knows of test tasks and of seeds.
+
+    ```
+    sqrt(margin^2 + (t * deviation)^2 * (1 / ours + 1 / theirs))
+    ```
+
+    Args:
+        margin: that of the test tasks.
+        spread: `(deviation, degrees)` of `seed_spread`.
+        seeds: how many the row and the reference have.
+    """
+    deviation, degrees = spread
+    if not degrees:
+        return margin
+    return math.hypot(margin, t_quantile(0.975, degrees) * deviation * math.sqrt(sum(1 / n for n in seeds)))
+
+
+def verdict(mean, margin, spread):
+    """"better", "worse", that no effect was seen, or that one seed a row does not tell.
+
+    Args:
+        mean, margin: of the difference, with the `whole_margin`.
+        spread: `(deviation, degrees)` of `seed_spread`.
+    """
+    if not spread[1]:
+        return "seeds not known"
+    return NOTHING if abs(mean) <= margin else "better" if mean > 0 else "worse"
 
 
 def lines(suite, runs):
     """The cells of every row, best first."""
-    reference = runs.get(suite.reference, {})
-    known = [accuracy_of(run) for run in reference.values()]
+    reference, spread = runs.get(suite.reference), seed_spread(runs)
     found = []
     for name, seeds in runs.items():
         every = list(seeds.values())
@@ -134,16 +162,35 @@ def lines(suite, runs):
         if len(every) > 1:
             value += f" [{', '.join(f'{100 * accuracy_of(run):.1f}' for run in every)}]"
         compared, judged = "", ""
-        pair = difference(seeds, reference) if name != suite.reference else None
-        if pair is not None:
-            compared = f"{100 * pair[0].mean:+.2f} +- {100 * pair[0].margin:.2f}"
-            judged = verdict(*pair, known)
+        if reference and name != suite.reference:
+            pair = difference(seeds, reference)
+            margin = whole_margin(pair.margin, spread, (len(seeds), len(reference)))
+            compared = f"{100 * pair.mean:+.2f} +- {100 * margin:.2f}"
+            judged = verdict(pair.mean, margin, spread)
         steps = statistics.mean(run["steps_made"] for run in every)
         seconds = statistics.mean(run["seconds"]["training"] / max(run["steps_made"] - 1, 1) for run in every)
-        title = suite.rows[name].title if name in suite.rows else name
+        title = suite.rows[name].title
         cells = (title, value, compared, str(every[0]["judged_after"]), f"{steps:.0f}", f"{seconds:.3f}", judged)
         found.append((summary.mean, cells))
     return [cells for _, cells in sorted(found, key=lambda item: -item[0])]
+
+
+def _of_seeds(runs):
+    """How the intervals of differences were made, a sentence."""
+    deviation, degrees = seed_spread(runs)
+    if not degrees:
+        return "Every row has one seed: intervals of differences are of the test tasks alone, and there is no verdict."
+    return (
+        f"Intervals of differences are of test tasks and seeds: a run has a standard deviation of "
+        f"{100 * deviation:.2f} points, pooled over the rows with several seeds "
+        f"({degrees} degrees of freedom). Of twenty such intervals one is expected to miss."
+    )
+
+
+def _of_diverged(suite, runs):
+    counts = {name: sum(int(diverged_of(run).sum()) for run in seeds.values()) for name, seeds in runs.items()}
+    found = [f"{suite.rows[name].title} {count}" for name, count in counts.items() if count]
+    return f" Test tasks that diverged, each an accuracy of 0: {', '.join(found)}." if found else ""
 
 
 def markdown(suite, runs):
@@ -161,5 +208,7 @@ def markdown(suite, runs):
         f"load {min(loads):.1f} to {max(loads):.1f}. {versions}.",
         "",
         *("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines(suite, runs)]),
+        "",
+        _of_seeds(runs) + _of_diverged(suite, runs),
     ]
     return "\n".join(text) + "\n"

@@ -74,7 +74,7 @@ def factor(schedule, share):
     return {"linear": 1 - share, "constant": 1.0}[schedule]
 
 
-def run(suite, row, seed, minutes, tasks, splits):
+def run(suite, row, seed, minutes, tasks, splits, source):
     """Trains and judges.
 
     Args:
@@ -84,6 +84,7 @@ def run(suite, row, seed, minutes, tasks, splits):
         minutes: of training.
         tasks: of the test, at least 2.
         splits: `{"train" | "validation" | "test": (images, labels)}`.
+        source: what they are called.
 
     Returns:
         A dict for JSON, with the report of the test.
@@ -116,7 +117,7 @@ def run(suite, row, seed, minutes, tasks, splits):
         learner, test, tasks, sorted({0, learner.algorithm.steps, last}), verbose=0
     )
     return {
-        "settings": settings(suite, row, minutes, tasks),
+        "settings": settings(suite, row, minutes, tasks, source),
         "seed": seed,
         "steps_made": clock.steps,
         "non_finite_tasks": clock.left_out,
@@ -140,9 +141,10 @@ def run(suite, row, seed, minutes, tasks, splits):
     }
 
 
-def settings(suite, row, minutes, tasks):
-    """What a run depends on beside its seed and the data."""
-    return {**row.to_dict(), "ways": suite.ways, "shots": suite.shots, "minutes": minutes, "test_tasks": tasks}
+def settings(suite, row, minutes, tasks, source):
+    """What a run depends on beside its seed and the versions of libraries."""
+    sizes = {"ways": suite.ways, "shots": suite.shots, "minutes": minutes, "test_tasks": tasks}
+    return {**row.to_dict(), **sizes, "data": source}
 
 
 def prepare(suite, row, seed, splits):

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.draws import uniform
 from keras_maml.episodes.splits import split_classes
 

@@ -6,7 +6,7 @@ import numbers
 import tensorflow as tf
 
 from keras_maml import episodes
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 
 # Draws of an episode from here on make the noise, so that it changes neither curves nor points.
 NOISE = 2**32

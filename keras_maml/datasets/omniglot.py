@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_maml import episodes
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.tf_datasets import open_tfds
 
 CHARACTERS = 1623
@@ -69,8 +70,8 @@ def omniglot(
         - Santoro et al. 2016, "One-shot learning with memory-augmented neural networks",
           arXiv:1605.06065 (rotations as new classes)
     """
-    episodes.check_whole(1, image_size=image_size)
-    episodes.check_whole(0, seed=seed)
+    check_whole(1, image_size=image_size)
+    check_whole(0, seed=seed)
     _check_split(split)
     named = isinstance(split, str)
     names = ("train", "test") if named else ("train", "validation", "test")
@@ -131,7 +132,7 @@ def _check_split(split):
             "`split` must be 'original', 'small1', 'small2' or (train, validation, test), of at most "
             f"{CHARACTERS} characters together. Received: split={split!r}."
         )
-    episodes.check_whole(0, **dict(zip(("split[0]", "split[1]", "split[2]"), split, strict=True)))
+    check_whole(0, **dict(zip(("split[0]", "split[1]", "split[2]"), split, strict=True)))
 
 
 def _check_rotated(rotated, names):

@@ -8,7 +8,7 @@ from keras_maml.episodes.arrays import from_arrays
 from keras_maml.episodes.arrays import from_groups
 from keras_maml.episodes.augmentation import augment
 from keras_maml.episodes.augmentation import rotate_classes
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.counts import AtMost
 from keras_maml.episodes.counts import ImbalancedShots
 from keras_maml.episodes.counts import PerClass

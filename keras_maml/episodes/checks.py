@@ -1,17 +1,7 @@
 """What builders of episodes refuse, each with what came, what was expected and how to fix it."""
 
-import numbers
-
 import keras
 import numpy as np
-
-
-def check_whole(least, **values):
-    """Raises `ValueError` unless each of the named values is an integer of at least `least`."""
-    for name, value in values.items():
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or not least <= value < 2**63:
-            raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}.")
 
 
 def names_of(labels, name="labels"):

@@ -18,7 +18,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 
 
 class AtMost:

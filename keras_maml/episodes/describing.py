@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.inspecting import class_labels, domain_names, is_batch, read_batches
 
 WIDTH = 80

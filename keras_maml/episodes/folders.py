@@ -9,8 +9,8 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.arrays import check_sampling, from_arrays
-from keras_maml.episodes.checks import check_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
 BATCH = 256

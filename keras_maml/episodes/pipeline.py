@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 
 
 @dataclasses.dataclass(frozen=True)

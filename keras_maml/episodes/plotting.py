@@ -5,7 +5,7 @@ import textwrap
 import keras
 import numpy as np
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.inspecting import class_labels, domain_names, read_batches
 from keras_maml.episodes.panels import Curves, Images, Points, Shown, Task, Texts, new_figure
 

@@ -5,7 +5,8 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from keras_maml.episodes.checks import check_alike, check_whole, names_of
+from keras_maml.arguments import check_whole
+from keras_maml.episodes.checks import check_alike, names_of
 from keras_maml.episodes.draws import uniform
 from keras_maml.episodes.pipeline import Plan
 

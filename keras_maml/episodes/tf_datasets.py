@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_maml.arguments import check_whole
 from keras_maml.episodes.arrays import check_sampling, from_arrays
-from keras_maml.episodes.checks import check_whole
 from keras_maml.episodes.folders import resize
 
 

@@ -52,8 +52,9 @@ class Start(keras.layers.Layer):
 class ComputedHead(Start):
     """Base class of starts that compute the weights of a `Dense` output layer from its inputs at the supports.
 
-    A new one implements `compute`. A class without supports gets weights of 0 and the lowest bias: -1e9, or -3e4 where
-    features are float16.
+    A new one implements `compute`. A class without supports, as padded episodes have them, gets weights of 0 and the
+    lowest bias: -1e9, or -3e4 where features are float16. No query is taken for it then; but a loss that gives every
+    class a share, as `label_smoothing` does, is as large as that bias.
     """
 
     def resets(self, model):
@@ -92,7 +93,7 @@ class ComputedHead(Start):
             kept = weight[:, tf.newaxis] > 0
             features, y = tf.where(kept, features, 0), tf.where(kept, y, 0)
         kernel, bias = self.compute(features, y, weight)
-        seen = tf.reduce_max(y, 0) > 0
+        seen = tf.reduce_max(tf.abs(y), 0) > 0  # ridge regression may have any targets
         return task.reset(params, [tf.where(seen, kernel, 0), tf.where(seen, bias, lowest)])
 
     def log_weight(self, name, value):
@@ -179,7 +180,8 @@ def dense_head(model, name):
         raise ValueError(
             f"`{name}` computes the weights of the output layer from its inputs, (examples, features). Expected a "
             "Sequential or Functional model with one output that ends in a trainable `Dense` layer with a bias, at "
-            "least 2 units and no activation but softmax, not inside a nested model. Received: model "
+            "least 2 units, no activation but softmax and no regulariser of the bias, not inside a nested model. "
+            "Received: model "
             f"'{model.name}', {reason}."
         )
     return head
@@ -191,6 +193,8 @@ def _unfit(model, head):
         return f"whose last layer with trainable weights is '{head.name}', a {type(head).__name__}"
     if head.bias is None or len(head.trainable_variables) != 2 or head.units < 2:
         return f"whose layer '{head.name}' has {head.units} units, and trainable weights {_shapes(head)}"
+    if head.bias_regularizer is not None:
+        return f"whose layer '{head.name}' has a `bias_regularizer`, to which classes without supports are -1e9"
     if head.activation not in (keras.activations.linear, keras.activations.softmax):
         return f"whose layer '{head.name}' has activation '{getattr(head.activation, '__name__', head.activation)}'"
     try:

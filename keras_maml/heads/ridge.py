@@ -23,9 +23,10 @@ class RidgeHead(ComputedHead):
     ```
 
     with rows of F and Y times `sqrt(weight)` in the last two lines. `Algorithm(..., steps=0, start=RidgeHead())` is
-    R2-D2. As in the paper, F has no column of ones. The form is chosen when a step is traced; where the number of
-    supports is not known then, it is the last one. Systems are solved by Cholesky factors, with what float rounding
-    would lose, the trace times the machine epsilon, added to `regularization`.
+    R2-D2. F has no column of ones, which the published code appends; it also divides F and Y by the square root of the
+    number of supports, so that its `regularization` is that of here divided by their number. The form is chosen when a
+    step is traced; where the number of supports is not known then, it is the last one. Systems are solved by Cholesky
+    factors, with what float rounding would lose, the trace times the machine epsilon, added to `regularization`.
 
     Regularization, scale and bias are meta-learned with the model's weights, the first two as logarithms. The bias is
     the same for all classes: the softmax cross-entropy does not see it, so that it is left out by default.

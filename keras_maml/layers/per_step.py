@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_maml.arguments import check_whole
 from keras_maml.layers import normalization
 from keras_maml.layers.normalization import STATISTICS, statistics_of
 
@@ -53,18 +54,7 @@ class PerStepBatchNormalization(keras.layers.BatchNormalization):
 
     def __init__(self, steps, statistics="moving", weights_per_step=True, moments_per_step=None, **kwargs):
         super().__init__(**kwargs)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"`steps` must be an integer of at least 1. Received: steps={steps!r}.")
-        if statistics not in STATISTICS:
-            raise ValueError(f"`statistics` must be one of {STATISTICS}. Received: statistics={statistics!r}.")
-        for name, value in (("weights_per_step", weights_per_step), ("moments_per_step", moments_per_step)):
-            if not isinstance(value, bool) and not (value is None and name == "moments_per_step"):
-                raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}.")
-        if moments_per_step and statistics != "moving":
-            raise ValueError(
-                f"With statistics={statistics!r} no moving moments are read, so they cannot be per step. Leave "
-                "`moments_per_step` out, or use `statistics='moving'`."
-            )
+        _check(steps, statistics, weights_per_step, moments_per_step)
         if self.renorm:
             raise ValueError("`renorm=True` needs moving moments of one kind for all steps. Use `renorm=False`.")
         self.steps = steps
@@ -183,6 +173,7 @@ def per_step_normalization(model, steps, statistics="moving", weights_per_step=T
             f"{type(model).__name__} '{getattr(model, 'name', model)}'. In a model class of your own put "
             "`PerStepBatchNormalization` into the constructor."
         )
+    _check(steps, statistics, weights_per_step, moments_per_step)
     settings = {"statistics": statistics, "weights_per_step": weights_per_step, "moments_per_step": moments_per_step}
     made = []
 
@@ -203,3 +194,17 @@ def per_step_normalization(model, steps, statistics="moving", weights_per_step=T
     for source, target in zip(model.variables, targets, strict=True):
         target.assign(tf.broadcast_to(tf.convert_to_tensor(source), target.shape))
     return clone
+
+
+def _check(steps, statistics, weights_per_step, moments_per_step):
+    check_whole(1, steps=steps)
+    if statistics not in STATISTICS:
+        raise ValueError(f"`statistics` must be one of {STATISTICS}. Received: statistics={statistics!r}.")
+    for name, value in (("weights_per_step", weights_per_step), ("moments_per_step", moments_per_step)):
+        if not isinstance(value, bool) and not (value is None and name == "moments_per_step"):
+            raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}.")
+    if moments_per_step and statistics != "moving":
+        raise ValueError(
+            f"With statistics={statistics!r} no moving moments are read, so they cannot be per step. Leave "
+            "`moments_per_step` out, or use `statistics='moving'`."
+        )

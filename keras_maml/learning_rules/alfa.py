@@ -60,7 +60,7 @@ class ALFA(LearningRule):
     def factors(self, params, gradients):
         """What the net says: `(a, b)`, `(N,)` each, factors of the rates and of what is kept of the weights."""
         dtype = self.rates.dtype
-        tau = tf.stack([tf.cast(tf.reduce_mean(t), dtype) for t in (*params, *gradients)])
+        tau = tf.stack([tf.cast(_mean(t), dtype) for t in (*params, *gradients)])
         hidden = tf.nn.relu(tf.linalg.matvec(self.hidden_kernel, tau) + self.hidden_bias)
         return tf.split(tf.linalg.matvec(self.kernel, hidden) + self.bias, 2)
 
@@ -76,3 +76,8 @@ class ALFA(LearningRule):
 
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}
+
+
+def _mean(tensor):
+    """Of what is a weight: heads computed from supports give classes without any a bias of -3e4 or -1e9."""
+    return tf.reduce_mean(tf.where(tensor > -2e4, tensor, tf.zeros_like(tensor)))

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_maml.arguments import check_fraction, check_positive
+from keras_maml.arguments import check_flag, check_fraction, check_positive
 from keras_maml.learning_rules.base import LearningRule
 
 
@@ -46,6 +46,7 @@ class Momentum(LearningRule):
     def __init__(self, learning_rate=0.01, momentum=0.9, nesterov=False, clipnorm=None, **kwargs):
         super().__init__(learning_rate, clipnorm, **kwargs)
         check_fraction("momentum", momentum)
+        check_flag("nesterov", nesterov)
         self.momentum = momentum
         self.nesterov = nesterov
 

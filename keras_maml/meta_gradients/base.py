@@ -27,6 +27,7 @@ class MetaGradient(keras.layers.Layer):
     second_order = True  # whether it takes second derivatives of the support loss
     draws = False  # whether it draws random numbers, from `Task.seed`
     anneals = False  # whether it changes as the run goes on, see `anneal`
+    progress = None  # what share of a run `fit` has told it of last
 
     def check(self, rule, layers, start=None):
         """Refuses what cannot be combined with this estimator.

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_maml.adaptation import value_and_gradients
+from keras_maml.arguments import check_whole
 from keras_maml.learning_rules import ProximalSGD
 from keras_maml.linear_solvers import conjugate_gradient, hessian_vector_product, neumann_series
 from keras_maml.meta_gradients.base import MetaGradient, TaskResult
@@ -69,8 +70,7 @@ class Implicit(MetaGradient):
 
     def __init__(self, iterations=5, solver="conjugate_gradient", **kwargs):
         super().__init__(**kwargs)
-        if iterations < 1:
-            raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}.")
+        check_whole(1, iterations=iterations)
         if solver not in SOLVERS:
             raise ValueError(f"`solver` must be one of {SOLVERS}. Received: solver={solver!r}.")
         self.iterations = iterations

@@ -79,6 +79,11 @@ class Unrolled(MetaGradient):
 
     def anneal(self, progress):
         check_progress(progress)
+        if self.anneals and not self.weights:
+            raise ValueError(
+                f"`{type(self).__name__}` has nothing to anneal before it knows the number of inner steps. Make a "
+                "`MetaModel` with it first, or call `build(steps)`."
+            )
         if self.first_order_share is not None:
             self.order.assign(1 if progress < self.first_order_share else 2)
 

@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.algorithms import Algorithm
-from keras_maml.episodes.checks import check_whole, names_of
+from keras_maml.arguments import check_whole
+from keras_maml.episodes.checks import names_of
 from keras_maml.heads import PrototypeHead, ZeroHead
 from keras_maml.learning_rules import SGD
 from keras_maml.meta_gradients import FirstOrder

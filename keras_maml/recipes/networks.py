@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_maml.episodes.checks import check_whole
+from keras_maml.arguments import check_flag, check_whole
 from keras_maml.layers import BatchNormalization
 
 
@@ -15,6 +15,8 @@ def conv4(
     scale=True,
     statistics="batch",
     head_initializer="glorot_uniform",
+    negative_slope=0.0,
+    **normalization,
 ):
     """Four blocks of a 3 x 3 convolution, batch normalisation and ReLU, each of which halves the sides.
 
@@ -30,6 +32,8 @@ def conv4(
         scale: whether normalisation learns a factor for every filter beside the shift.
         statistics: whose moments normalise, see `keras_maml.layers.BatchNormalization`.
         head_initializer: of the kernel of the output layer.
+        negative_slope: of the ReLU of each block, at least 0.
+        **normalization: arguments of `keras.layers.BatchNormalization`, such as `momentum` and `epsilon`.
 
     Returns:
         A `keras.Sequential`, `(examples, height, width, channels) -> (examples, ways)` or `(examples, features)`.
@@ -43,13 +47,15 @@ def conv4(
           (strided on Omniglot)
     """
     check_whole(1, filters=filters)
+    for name, value in (("pooled", pooled), ("averaged", averaged), ("scale", scale)):
+        check_flag(name, value)
     _check_images(input_shape, 16 if pooled else 1)
     model = keras.Sequential([keras.Input(input_shape, dtype="uint8"), keras.layers.Rescaling(1 / 255)], name="conv4")
     for number in range(1, 5):
         strides = 1 if pooled else 2
         model.add(keras.layers.Conv2D(filters, 3, strides, padding="same", name=f"convolution_{number}"))
-        model.add(BatchNormalization(statistics, scale=scale, name=f"normalization_{number}"))
-        model.add(keras.layers.ReLU())
+        model.add(BatchNormalization(statistics, scale=scale, name=f"normalization_{number}", **normalization))
+        model.add(keras.layers.ReLU(negative_slope=negative_slope))
         if pooled:
             model.add(keras.layers.MaxPooling2D(2))
     model.add(keras.layers.GlobalAveragePooling2D() if averaged else keras.layers.Flatten())
