@@ -1,6 +1,6 @@
 """How accurate is each algorithm after the same seconds of training, on the same net and the same test tasks?
 
-    python -m benchmarks.accuracy --data-dir ~/tensorflow_datasets       # everything: about eight hours
+    python -m benchmarks.accuracy --data-dir ~/tensorflow_datasets       # everything: about seven hours
     python -m benchmarks.accuracy --data-dir ... --suites omniglot5 --rows maml protonet
     python -m benchmarks.accuracy --list                                 # rows, and which runs are there
     python -m benchmarks.accuracy --table                                # tables and plots of what is there
