@@ -13,14 +13,6 @@ SHAPES = ((3, 2), (2,))
 KINDS = (Adam, AdamW, RMSprop, Adagrad)
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 # Keras adds epsilon to the root of Adam and AdamW, and the rules add it inside: with next to none they are the same.
 # Gradients are then far from zero. In the other two it stands in the same place, and is large enough to be seen.
 # Settings are sums of few powers of two, as Keras rounds some of them to float32.
