@@ -116,7 +116,7 @@ def test_shapes_and_length():
         ({"shots": 0}, "`shots` must be an integer of at least 1. Received: shots=0"),
         ({"queries": 0}, "`queries` must be"),
         ({"tasks": 0}, "`tasks` must be"),
-        ({"noise": -0.1}, "`noise` must be a number of at least 0. Received: noise=-0.1"),
+        ({"noise": -0.1}, "`noise` must be a finite number of at least 0. Received: noise=-0.1"),
         ({"amplitude": (5.0, 0.1)}, r"`amplitude` must be \(least, greatest\).*\(5.0, 0.1\)"),
         ({"phase": 3.0}, "`phase` must be"),
         ({"x_range": (0.0, math.inf)}, "`x_range` must be"),
