@@ -1,12 +1,11 @@
 """What families of curves have in common: ranges, noise, and episodes of points."""
 
 import math
-import numbers
 
 import tensorflow as tf
 
 from keras_maml import episodes
-from keras_maml.arguments import check_whole
+from keras_maml.arguments import check_not_negative, check_whole
 
 # Draws of an episode from here on make the noise, so that it changes neither curves nor points.
 NOISE = 2**32
@@ -34,8 +33,7 @@ def curve_episodes(draw, shots, queries, noise, tasks, **arguments):
         ValueError: if an argument is out of range.
     """
     check_whole(1, shots=shots, queries=queries)
-    if not isinstance(noise, numbers.Real) or not 0 <= noise < math.inf:
-        raise ValueError(f"`noise` must be a number of at least 0. Received: noise={noise!r}.")
+    check_not_negative("noise", noise)
     points = shots + queries
 
     def episode(seed, index):
