@@ -132,7 +132,7 @@ def test_every_task_starts_anew(kind):
         (lambda: AdamW(beta_2=-0.1), r"`beta_2` must be in \[0, 1\)"),
         (lambda: RMSprop(rho=1.5), r"`rho` must be in \[0, 1\)"),
         (lambda: AdamW(weight_decay=-0.1), "`weight_decay` must be a finite number of at least 0. Received: weight"),
-        (lambda: Adagrad(initial_accumulator_value=None), "`initial_accumulator_value` must be a finite number of at least 0"),
+        (lambda: Adagrad(initial_accumulator_value=None), "`initial_accumulator_value` must be a finite number"),
         (lambda: Adam(0.0), "`learning_rate` must be a positive number"),
         (lambda: Adagrad(clipnorm=0.0), "`clipnorm` must be a positive number"),
     ],
