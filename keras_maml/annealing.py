@@ -38,10 +38,10 @@ class Anneal(keras.callbacks.Callback):
         if epochs is not None:
             check_whole(1, epochs=epochs)
         self.epochs = epochs
-        self._epoch, self._part, self._begun = 0, None, False
+        self._epoch, self._part = None, None
 
     def on_train_begin(self, logs=None):
-        self._begun = False
+        self._epoch = None
         estimator = getattr(self.model, "meta_gradient", None)
         if estimator is None:
             raise ValueError(f"`Anneal` is for a `MetaModel`. Received: a model of class {type(self.model).__name__}.")
@@ -54,10 +54,9 @@ class Anneal(keras.callbacks.Callback):
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._part = epoch, None
-        if not self._begun:
-            self._begun = True
+        if self._epoch is None:
             self._warn_if_back(epoch)
+        self._epoch, self._part = epoch, None
         self._anneal(0)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -69,6 +69,7 @@ def test_all_six_ideas_of_maml_plus_plus_are_in_its_recipe():
     blocks = 10 * 64 + 3 * (9 * 64 + 1) * 64
     assert trainable(recipe.model) == blocks + 4 * 2 * 6 * 64 + 65 * 20
     assert [layer.moving_mean.shape for layer in recipe.model.layers if "normalization" in layer.name] == [(6, 64)] * 4
+    assert recipe.data["rotated"] == ("train",)
     layer = recipe.model.get_layer("normalization_1")
     assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)  # what PyTorch calls 0.1 is kept of the new, not of the old
     assert all(layer.negative_slope == 0.01 for layer in recipe.model.layers if type(layer) is keras.layers.ReLU)

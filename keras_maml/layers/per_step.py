@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from keras_maml.arguments import check_whole
+from keras_maml.arguments import check_flag, check_whole
 from keras_maml.layers import normalization
 from keras_maml.layers.normalization import STATISTICS, statistics_of
 
@@ -200,9 +200,9 @@ def _check(steps, statistics, weights_per_step, moments_per_step):
     check_whole(1, steps=steps)
     if statistics not in STATISTICS:
         raise ValueError(f"`statistics` must be one of {STATISTICS}. Received: statistics={statistics!r}.")
-    for name, value in (("weights_per_step", weights_per_step), ("moments_per_step", moments_per_step)):
-        if not isinstance(value, bool) and not (value is None and name == "moments_per_step"):
-            raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}.")
+    check_flag("weights_per_step", weights_per_step)
+    if moments_per_step is not None:
+        check_flag("moments_per_step", moments_per_step)
     if moments_per_step and statistics != "moving":
         raise ValueError(
             f"With statistics={statistics!r} no moving moments are read, so they cannot be per step. Leave "

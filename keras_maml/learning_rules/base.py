@@ -1,6 +1,5 @@
 """What every inner update rule has: a learning rate, clipping, a state that starts anew in every task."""
 
-
 import keras
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
