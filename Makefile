@@ -5,7 +5,8 @@
 #   make benchmark-accuracy ACCURACY_ARGS="--data-dir ~/tensorflow_datasets"    `--list` names rows
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+# A file is run by one process, as what it prepares for all its tests is made once.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCHMARK_ARGS ?=
 ACCURACY_ARGS ?=
 # Where PyTorch for CPUs is: the package of the general index brings gigabytes of CUDA along. Empty: only that index.

@@ -1,4 +1,5 @@
-"""Layers whose second derivatives TensorFlow gets wrong or does not have: found when a `MetaModel` is made."""
+"""What would train wrongly or not at all: layers whose second derivatives TensorFlow gets wrong or does not have, and
+weights without a meta-gradient."""
 
 import warnings
 
@@ -76,6 +77,44 @@ def check_rows(model, algorithm):
                 f"algorithm makes {steps} in training: rows for later steps would never learn. Make the layer with "
                 f"`steps={steps}`, or the algorithm with `steps={layer.steps}` (`evaluation_steps` may be any)."
             )
+
+
+def check_learned(model, variables):
+    """Refuses to train where nothing is meta-learned.
+
+    Args:
+        model: the base model.
+        variables: what is meta-learned.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if not variables:
+        raise ValueError(
+            "There is nothing to meta-learn: the start sets all trainable weights of model "
+            f"'{model.name}' anew in every task. Evaluate it as it is, or put layers with trainable weights below its "
+            "output layer."
+        )
+
+
+def check_gradients(variables, gradients, estimator):
+    """Refuses weights that the outer loss does not depend on.
+
+    Args:
+        variables: what is meta-learned.
+        gradients: their meta-gradients, aligned; `None` for none.
+        estimator: a `MetaGradient`, for the message.
+
+    Raises:
+        ValueError: naming the weights.
+    """
+    missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
+    if missing:
+        raise ValueError(
+            f"These weights get no meta-gradient from `{type(estimator).__name__}`: {missing}. The loss does not "
+            "depend on them. Freeze their layers (`trainable = False`) before making the MetaModel, or use them in the "
+            "model."
+        )
 
 
 def jit_compile(model, asked, second_order):

@@ -150,7 +150,8 @@ def values_of(variables, values=None):
 
 
 def check_values(named, limits, remedy=""):
-    """Refuses NaN, infinities and labels out of range, in tensors or arrays whose values are at hand.
+    """Refuses NaN, infinities and labels that are fractions or out of range, in tensors or arrays whose values are at
+    hand.
 
     Args:
         named: dict of names to nested structures; symbolic tensors and `None` pass.
@@ -176,6 +177,13 @@ def check_values(named, limits, remedy=""):
                 _check_weights(name, values)
             limit = limits.get(name)
             if limit is not None and values.size:
+                fractions = values[values % 1 != 0]
+                if fractions.size:
+                    raise ValueError(
+                        f"Labels must be whole numbers in [0, {limit}), as the loss takes them for class indices. "
+                        f"Received: `{name}` with a label of {fractions[0]}. For shares of classes, "
+                        f"(examples, {limit}), compile with `loss=keras.losses.CategoricalCrossentropy(...)`."
+                    )
                 low, high = values.min(), values.max()
                 if low < 0 or high >= limit:
                     raise ValueError(

@@ -24,6 +24,6 @@ def float64():
 @pytest.fixture(scope="module", autouse=True)
 def _collected():
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     gc.collect()
     gc.freeze()

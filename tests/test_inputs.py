@@ -98,12 +98,14 @@ def test_values(convert):
         ("query_x", np.full((2, 5, 4), np.inf), "`query_x` has 40 values of 40 that are NaN or infinite"),
         ("y", np.array([[0, 1, 2, 3, 0]] * 2), r"Labels must be in \[0, 3\).*3 outputs. Received: `y` .* from 0 to 3"),
         ("support_y", np.array([[-1, 2, 2]] * 2), r"`support_y` with labels from -1 to 2"),
+        ("y", np.array([[0, 1, 1.7, 0, 0]] * 2), r"whole numbers in \[0, 3\).*`y` with a label of 1.7. For shares"),
         ("sample_weight", np.array([[1.0, -0.5, 1, 1, 1]] * 2), "`sample_weight` must not be negative. .* of -0.5"),
         ("sample_weight", np.array([[0.0, 1], [0, 0]]), "All weights of task 1 in `sample_weight` are 0"),
         ("support_weight", np.zeros((2, 3)), "All weights of task 0 in `support_weight` are 0"),
     ):
         with pytest.raises(ValueError, match=message):
             check_values({**good, name: convert(value)}, limits)
+    check_values({**good, "y": convert(np.array([[0.0, 1, 2, 1, 0]] * 2))}, limits)
 
 
 def test_values_of_nested_inputs():

@@ -8,6 +8,9 @@ import tensorflow as tf
 from keras_maml.pure_model import PureModel
 from keras_maml.selection import cut_below, find_head
 
+# Of classes without supports, so that no query is taken for them. float16 ends at -65504.
+LOWEST_BIAS, LOWEST_BIAS_OF_FLOAT16 = -1e9, -3e4
+
 
 class Start(keras.layers.Layer):
     """Base class of starts. A new one implements `resets` and `__call__`.
@@ -81,7 +84,7 @@ class ComputedHead(Start):
     def __call__(self, task, params):
         kernel = params[task.learner.reset[0]]
         features = task.features(params)
-        lowest = -3e4 if features.dtype == tf.float16 else -1e9
+        lowest = LOWEST_BIAS_OF_FLOAT16 if features.dtype == tf.float16 else LOWEST_BIAS
         features = tf.cast(features, kernel.dtype)
         _, y, weight = task.support
         y = shares(y, kernel.shape[-1], kernel.dtype)

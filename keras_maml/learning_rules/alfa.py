@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_maml.heads.base import LOWEST_BIAS_OF_FLOAT16
 from keras_maml.learning_rules.base import LearningRule
 
 
@@ -79,5 +80,5 @@ class ALFA(LearningRule):
 
 
 def _mean(tensor):
-    """Of what is a weight: heads computed from supports give classes without any a bias of -3e4 or -1e9."""
-    return tf.reduce_mean(tf.where(tensor > -2e4, tensor, tf.zeros_like(tensor)))
+    """Of what is a weight, and not the lowest bias of a class without supports, which steps may have raised."""
+    return tf.reduce_mean(tf.where(tensor > 2 / 3 * LOWEST_BIAS_OF_FLOAT16, tensor, tf.zeros_like(tensor)))

@@ -26,11 +26,11 @@ class MultiStep(Unrolled):
     no cost but that of having been traced. The loss and the predictions of a `TaskResult`, which logs show, are those
     after the last step, as in evaluation, whatever the weights.
 
-    The weights are those of training steps: a saved variable, `step_weights`, `(K,)`, or `(1,)` if `K = 0`. An
-    estimator that `anneal` was never called on is at the end of its run. Each pass
-    over the queries beside the last has dropout masks of its own,
-    and nothing of the state that it leaves, such as moving moments, is kept. More than
-    `inner_loop.MOST_UNROLLED_STEPS` steps are unrolled too, as each has queries to be judged.
+    The weights are those of training steps: a saved variable, `step_weights`, `(K,)`, or `(1,)` if `K = 0`. With one
+    step or none there is no earlier one, and this is `Unrolled`. An estimator that `anneal` was never called on is at
+    the end of its run. Each pass over the queries beside the last has dropout masks of its own, and nothing of the
+    state that it leaves, such as moving moments, is kept. More than `inner_loop.MOST_UNROLLED_STEPS` steps are unrolled
+    too, as each has queries to be judged.
 
     Cost in forward passes: `3 Q` for each earlier step, as long as it has weight. A meta-step of four convolutions with
     32 filters, 5 steps, 5 supports and 25 queries takes 1.8 times that of `Unrolled` then, and the same after; it takes

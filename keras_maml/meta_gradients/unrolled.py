@@ -31,7 +31,7 @@ class Unrolled(MetaGradient):
     `first_order_share` anneals the order of derivatives: for the first share of the run (see `anneal`) all inner
     gradients are constants, as `FirstOrder` takes them and at its cost, then none but those of `truncate`. Both ways
     are in the compiled step, which takes 2.4 times as long to trace. An estimator that `anneal` was never called on
-    is at the end of its run.
+    is at the end of its run. Without inner steps it changes nothing.
 
     Args:
         truncate: number of last steps to differentiate through, at least 0; default all.
