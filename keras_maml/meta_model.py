@@ -321,7 +321,6 @@ class MetaModel(EpisodeModel):
 
     def _learn(self, x, y, sample_weight=None, variables=None):
         self._prepare(x, y, sample_weight)
-        checks.check_learned(self.model, self.trainable_variables)
 
         def one_task(task, variables):
             try:
@@ -350,6 +349,7 @@ class MetaModel(EpisodeModel):
     def train_step(self, data):
         """One outer update."""
         x, y, sample_weight = inputs.unpack(data)
+        checks.check_learned(self.model, self.trainable_variables)
         stacked, gradients, updates = self._learn(x, y, sample_weight)
         share = share_of_tasks(stacked)
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.

@@ -96,7 +96,7 @@ def test_rows_that_the_supports_do_not_reach(kind, steps):
     }
     found = []
     for estimator in (Unrolled(), FirstOrder()):
-        meta_model = keras_maml.MetaModel(model, keras_maml.Algorithm(kind(0.01), estimator, steps))
+        meta_model = keras_maml.MetaModel(model, keras_maml.Algorithm(kind(0.01), estimator, steps), "parallel")
         meta_model.compile(loss="mse")
         _, _, gradients = tf.function(meta_model.meta_gradients)(x, np.array([[[1.0], [2.0]]], "float32"))
         assert all(np.isfinite(g).all() and np.abs(g).max() > 1e-5 for g in gradients)

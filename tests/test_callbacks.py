@@ -12,7 +12,7 @@ FIXED = keras_maml.episodes.fixed
 def compiled(learning_rate=0.01, **arguments):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate, 1), **arguments)
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate, 1), "parallel", **arguments)
     meta_model.compile("adam", "mse", metrics=["mae"])
     return meta_model
 
@@ -155,7 +155,7 @@ class TestLearnedRates:
         for _ in range(3):
             x = keras.Model(inputs, keras.layers.Dense(1, name="d")(inputs))(x)
         model = keras.Model(inputs, x)
-        meta_model = keras_maml.MetaModel(model, keras_maml.MetaSGD(0.1))
+        meta_model = keras_maml.MetaModel(model, keras_maml.MetaSGD(0.1), "parallel")
         callback = LearnedRates()
         callback.set_model(meta_model)
         logs = {}

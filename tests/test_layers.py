@@ -45,7 +45,7 @@ QUERIES_BY_THEMSELVES = (np.array([2, 3, 5, 8]) - 4.5) / np.sqrt((6.25 + 2.25 + 
 def meta_model_of(normalization, algorithm=None, loss="mse"):
     """Predicts `scale * normalised x`. Rates are so small that no weight moves, but for other algorithms."""
     model = keras.Sequential([keras.Input((1,)), normalization, Scale()])
-    meta_model = keras_maml.MetaModel(model, algorithm or keras_maml.MAML(1e-30, 1))
+    meta_model = keras_maml.MetaModel(model, algorithm or keras_maml.MAML(1e-30, 1), "parallel")
     meta_model.compile(optimizer=keras.optimizers.SGD(1e-30), loss=loss)
     return meta_model
 
@@ -95,7 +95,7 @@ def test_support_moments_are_those_of_the_weights_that_judge_the_queries():
     # (s^2 + 1)^-1.5 leads to phi = 1 - 2^-1.5. The queries are then normalised by 2 phi and phi^2, not by 2 and 1.
     normalization = plain(BatchNormalization, "support", epsilon=1.0)
     model = keras.Sequential([keras.Input((1,)), Scale(), normalization])
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(1.0, 1))
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(1.0, 1), "parallel")
     meta_model.compile(loss=lambda y, predictions: y[:, 0] * predictions[:, 0])
     x = {**EPISODE, "support_y": column(0, 2)}
     phi = 1 - 2**-1.5
@@ -111,7 +111,7 @@ def test_support_moments_are_those_of_the_weights_that_judge_the_queries():
 
 def test_batch_statistics_do_not_switch_dropout_on():
     model = keras.Sequential([keras.Input((64,)), plain(layers.BatchNormalization), layers.Dropout(0.5), Scale()])
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(1e-30, 1))
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(1e-30, 1), "parallel")
     meta_model.compile(loss="mse")
     queries = np.random.default_rng(0).normal(size=(1, 4, 64)).astype("float32")
     x = {"support_x": queries, "support_y": queries, "query_x": queries}

@@ -185,7 +185,7 @@ def test_export(name, tmp_path):
 @pytest.mark.parametrize("rule", [MetaCurvature(0.2), ALFA(0.2, seed=0)], ids=["meta-curvature", "alfa"])
 def test_first_order_learns_the_rule_and_reptile_refuses_it(rule):
     model, x, y = model_and_episodes()
-    meta_model = keras_maml.MetaModel(model, keras_maml.Algorithm(rule, FirstOrder(), 2))
+    meta_model = keras_maml.MetaModel(model, keras_maml.Algorithm(rule, FirstOrder(), 2), "parallel")
     meta_model.compile(loss="mse")
     for gradient in meta_model.meta_gradients(x, y)[2]:
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0

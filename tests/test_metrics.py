@@ -15,7 +15,7 @@ def test_before_adaptation():
     x, y = {"support_x": ones, "support_y": ones, "query_x": ones}, -2 * ones
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
     model.set_weights([np.array([[3.0]])])
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.25, 1), log_before=True)
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.25, 1), "parallel", log_before=True)
     meta_model.compile(keras.optimizers.SGD(1e-12), "mse", metrics=[keras.metrics.MeanAbsoluteError(name="error")])
     expected = {"loss": 16.0, "error": 4.0, "loss_before": 25.0, "error_before": 5.0}
     history = meta_model.fit(x, y, batch_size=1, epochs=2, validation_data=(x, y), verbose=0).history

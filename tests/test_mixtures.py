@@ -89,7 +89,7 @@ def test_padded_domains_and_families_of_functions_mix():
 
 def test_a_meta_model_learns_from_a_mixture():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(3)])
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate=1e-6))
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(1e-6, 1), "parallel")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     meta_model.compile("sgd", loss)
     dataset = three(seed=0, batches=2)

@@ -81,7 +81,7 @@ def test_padding_reaches_no_metric():
     model, x = dense([keras.layers.BatchNormalization()])
     dataset = episodes.from_arrays(x, LABELS, (2, 4), (1, 3), (1, 2), tasks=6, seed=3, batches=1)
     x, y, sample_weight = next(iter(dataset))
-    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate=0.1))
+    meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.1, 2), "parallel")
     meta_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     right = meta_model.predict_on_batch(x).argmax(-1) == y.numpy()
     expected = right[sample_weight.numpy() > 0].mean()

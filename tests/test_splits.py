@@ -107,7 +107,7 @@ class TestCheckDisjoint:
 class TestFit:
     def make(self):
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-        meta_model = keras_maml.MetaModel(model, keras_maml.MAML(learning_rate=0.01))
+        meta_model = keras_maml.MetaModel(model, keras_maml.MAML(0.01, 1), "parallel")
         meta_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return meta_model
 
