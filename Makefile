@@ -50,7 +50,7 @@ benchmark-evaluation: $(STAMP)
 benchmark-memory: $(STAMP)
 	$(BIN)/python -m benchmarks.memory_prediction $(BENCHMARK_ARGS)
 
-# Eight hours, and may be stopped: what is finished is kept. Needs Omniglot; `--table` writes benchmarks/accuracy.md.
+# About seven hours, and may be stopped: what is finished is kept. Needs Omniglot; `--table` writes benchmarks/accuracy.md.
 benchmark-accuracy: $(STAMP)
 	$(BIN)/python -m benchmarks.accuracy $(ACCURACY_ARGS)
 

@@ -82,9 +82,10 @@ def _episodes(learner, batch):
     if y is not None:
         episodes["query"].append(y)
     sample_weight = x.get("query_weight") if sample_weight is None else sample_weight
+    precision = next((v.dtype for v in learner.model.trainable), learner.model.loss_dtype)  # all may be frozen
     for name, weight in (("support_weight", x.get("support_weight")), ("query_weight", sample_weight)):
         if weight is not None:
-            episodes[name] = tf.cast(weight, learner.model.trainable[0].dtype)  # there may be nothing to learn
+            episodes[name] = tf.cast(weight, precision)
     # Arrays, in a step that was compiled around them, cannot be sliced by the index of a loop.
     return tf.nest.map_structure(tf.convert_to_tensor, episodes)
 

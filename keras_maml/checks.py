@@ -91,9 +91,9 @@ def check_learned(model, variables):
     """
     if not variables:
         raise ValueError(
-            "There is nothing to meta-learn: the start sets all trainable weights of model "
-            f"'{model.name}' anew in every task. Evaluate it as it is, or put layers with trainable weights below its "
-            "output layer."
+            f"There is nothing to meta-learn: model '{model.name}' has no trainable weights but those that a start "
+            "sets anew in every task. Evaluate it as it is, or let layers train (`trainable = True`), or add some, "
+            "before making the MetaModel."
         )
 
 

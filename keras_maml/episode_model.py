@@ -9,8 +9,16 @@ from keras_maml import cards, checks, inputs, resizing
 from keras_maml.annealing import with_annealing
 from keras_maml.episodes import check_disjoint
 from keras_maml.losses import TaskLoss
-from keras_maml.metrics import BeforeAdaptation, NonFiniteTasksMetric, merge, merged_examples, weights_of_finite
+from keras_maml.metrics import (
+    BeforeAdaptation,
+    NonFiniteTasksMetric,
+    build_metrics,
+    merge,
+    merged_examples,
+    weights_of_finite,
+)
 from keras_maml.resuming import resume_episodes
+from keras_maml.tracing import made_at_once
 
 
 class Untracked:
@@ -196,9 +204,15 @@ class EpisodeModel(keras.Model):
         merged = [None if part is None else tf.nest.map_structure(merge, part) for part in (y, y_pred, sample_weight)]
         return self._task_loss(*merged)
 
+    def _build_optimizer(self):
+        if not self.optimizer.built and not tf.distribute.has_strategy():
+            with made_at_once():
+                self.optimizer.build(self.trainable_variables)
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates metrics with all queries of all tasks, `(T, Q, ...)` each, but for those of weight 0."""
         examples = merged_examples(y, y_pred, sample_weight)
+        build_metrics(self, *examples[:2])
         if self._before is not None:
             self._before.build(*examples)
         super().compute_metrics(x, *examples)

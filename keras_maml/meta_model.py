@@ -16,6 +16,7 @@ from keras_maml.losses import TaskLoss
 from keras_maml.pure_model import PureModel
 from keras_maml.replicas import scaled, share_of_tasks, write_mean
 from keras_maml.selection import adapting_mask, check_names, fingerprint, split
+from keras_maml.tracing import made_at_once
 
 
 @keras.saving.register_keras_serializable("keras_maml")
@@ -144,10 +145,10 @@ class MetaModel(EpisodeModel):
         """Checks a batch of episodes, concrete or being traced, and builds from it what is not built yet."""
         inputs.check_shapes(x, y, sample_weight, self.model)
         if self._output_shape is None:
-            with tf.init_scope():
+            with made_at_once():
                 self._output_shape = inputs.output_shape(self.model, x["support_x"], self.compute_dtype)
         if not self.built or not hasattr(self, "mask"):
-            with tf.init_scope():
+            with made_at_once():
                 self._build_parts()
         if fingerprint(self.model) != self._fingerprint:
             raise ValueError(
@@ -315,13 +316,12 @@ class MetaModel(EpisodeModel):
             `trainable_variables`, the mean over the tasks.
         """
         self._assert_compile_called("meta_gradients")
+        self._prepare(x, y, sample_weight)
         stacked, gradients, _ = self._learn(x, y, sample_weight, variables)
         self.outer_step.assign_add(1)
         return mean_loss(stacked), stacked["predictions"], gradients
 
-    def _learn(self, x, y, sample_weight=None, variables=None):
-        self._prepare(x, y, sample_weight)
-
+    def _learn(self, x, y, sample_weight, variables=None):
         def one_task(task, variables):
             try:
                 result = self.meta_gradient(task, variables)
@@ -349,8 +349,10 @@ class MetaModel(EpisodeModel):
     def train_step(self, data):
         """One outer update."""
         x, y, sample_weight = inputs.unpack(data)
+        self._prepare(x, y, sample_weight)
         checks.check_learned(self.model, self.trainable_variables)
         stacked, gradients, updates = self._learn(x, y, sample_weight)
+        self._build_optimizer()
         share = share_of_tasks(stacked)
         # The optimizer sums over replicas, and divides by the scale that it gives to losses.
         gradients = scaled(gradients, self.optimizer.scale_loss(tf.ones([])) * share)

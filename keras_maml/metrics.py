@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_maml.losses import append_axes, keras_mask
 from keras_maml.task_mapping import Parallel
+from keras_maml.tracing import made_at_once
 
 
 def merge(tensor):
@@ -67,6 +68,18 @@ class NonFiniteTasksMetric(keras.metrics.Metric):
         return keras.ops.add(self.count, 0)  # a copy: validation begins anew before Keras reads the logs of training
 
 
+def build_metrics(model, y, predictions):
+    """Makes the compiled metrics of a Keras model, from tensors that may be in a graph, outside of that graph.
+
+    Some, such as `F1Score`, make variables when they are first updated: with these, all is traced twice. Under a
+    strategy nothing is done: `fit` and `evaluate` make metrics before a step.
+    """
+    metrics = getattr(model, "_compile_metrics", None)  # Keras's own (3.15), which looks at shapes alone
+    if metrics is not None and not metrics.built and not tf.distribute.has_strategy():
+        with made_at_once():
+            metrics.build(y, predictions)
+
+
 class BeforeAdaptation:
     """Metrics of the predictions before adaptation, named `<metric>_before`.
 
@@ -92,6 +105,7 @@ class BeforeAdaptation:
 
     def update(self, losses, y, predictions, sample_weight=None, weight=None):
         """Adds a batch: losses `(T,)`, weight of tasks `(T,)` or `None`, the others `(examples, ...)`."""
+        build_metrics(self._metrics, y, predictions)
         self._built = True
         self._loss.update_state(losses, sample_weight=weight)
         self._metrics.compute_metrics(None, y, predictions, sample_weight)

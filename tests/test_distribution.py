@@ -17,7 +17,8 @@ CASES = (
     "ParameterDifference, last batch of 3",
     "Implicit",
     "MetaSGD, vectorized, last batch of 1",
-    "SharpnessAware, moving statistics, last batch of 3",
+    "SharpnessAware, moving statistics, last batch of 1",
+    "moving statistics, last batch of 3",
 )
 
 WORKER = '''
@@ -42,7 +43,8 @@ cases = {
     "ParameterDifference, last batch of 3": (keras_maml.Reptile(0.1, 2), layers.ReLU, 11),
     "Implicit": (keras_maml.IMAML(0.1, 1, iterations=2), layers.ReLU, 12),
     "MetaSGD, vectorized, last batch of 1": (keras_maml.MetaSGD(0.1, 1), None, 9),
-    "SharpnessAware, moving statistics, last batch of 3": (sharp, moving, 11),
+    "SharpnessAware, moving statistics, last batch of 1": (sharp, moving, 9),
+    "moving statistics, last batch of 3": (keras_maml.FOMAML(0.1, 1), moving, 11),
 }
 
 def model(kind):

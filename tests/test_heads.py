@@ -484,7 +484,7 @@ def test_a_frozen_body_is_a_nearest_centroid_classifier():
     weighted = x | {"support_weight": np.ones((2, 6), "float32")}
     for episodes in (x, weighted):
         np.testing.assert_allclose(meta_model.predict(episodes, verbose=0), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match=f"nothing to meta-learn: the start sets all .* of model '{model.name}' anew"):
+    with pytest.raises(ValueError, match=f"nothing to meta-learn: model '{model.name}' has no trainable weights but"):
         meta_model.fit(x, y, verbose=0)
 
 

@@ -191,7 +191,7 @@ TWENTY_WAY = {
 
 # The base has a constant outer rate, as the cosine is one of the ideas. Three short runs, not a long one: seeds differ
 # as much as ideas do.
-BASE = {**WIDE, "tasks": 8, "rate": 1e-3, "schedule": "constant", "seeds": THREE}
+BASE = {**WIDE, "tasks": 8, "rate": 3e-3, "schedule": "constant", "seeds": THREE}
 COSINE = {**BASE, "schedule": "cosine"}
 FIVE_STEPS = steps_of(0.4, 5, 5)
 ABLATION = {
@@ -232,5 +232,5 @@ ABLATION = {
 SUITES = {
     "omniglot5": Suite("Omniglot 5-way 1-shot", 5, 1, 5.0, "maml", FIVE_WAY),
     "omniglot20": Suite("Omniglot 20-way 1-shot", 20, 1, 10.0, "maml", TWENTY_WAY),
-    "ablation": Suite("Ideas of MAML++, Omniglot 20-way 1-shot", 20, 1, 5.0, "base", ABLATION),
+    "ablation": Suite("Ideas of MAML++, Omniglot 20-way 1-shot", 20, 1, 3.0, "base", ABLATION),
 }
