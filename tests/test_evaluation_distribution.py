@@ -50,7 +50,7 @@ def reports(*tasks, strategy=None, policy="float32", **more):
     """Of the first tasks, as JSON, by one model."""
     keras.config.set_dtype_policy(policy)
     with (strategy or tf.distribute.get_strategy()).scope():
-        meta_model = keras_maml.MetaModel(model(), keras_maml.FOMAML(0.1, 2))
+        meta_model = keras_maml.MetaModel(model(), keras_maml.FOMAML(0.1, 2), "parallel")
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         meta_model.compile("sgd", loss, metrics=["accuracy"], weighted_metrics=["accuracy"], **more)
     evaluator = Evaluator(meta_model, (0, 3))
