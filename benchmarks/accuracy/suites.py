@@ -190,7 +190,7 @@ TWENTY_WAY = {
 }
 
 # The base has a constant outer rate, as the cosine is one of the ideas. Three short runs, not a long one: seeds differ
-# as much as ideas do.
+# as much as ideas do. Its rates are the better of two each, in runs of a minute.
 BASE = {**WIDE, "tasks": 8, "rate": 3e-3, "schedule": "constant", "seeds": THREE}
 COSINE = {**BASE, "schedule": "cosine"}
 FIVE_STEPS = steps_of(0.4, 5, 5)
