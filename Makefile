@@ -5,9 +5,9 @@
 #   make benchmark-accuracy ACCURACY_ARGS="--data-dir ~/tensorflow_datasets"    `--list` names rows
 
 PYTHON ?= python3
-# A file is run by one process, as what it prepares for all its tests is made once. Three, as some wait for processes of
-# their own.
-PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+# A file is run by one process, as what it prepares for all its tests is made once. Three processes took longer on two
+# cores.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCHMARK_ARGS ?=
 ACCURACY_ARGS ?=
 # Where PyTorch for CPUs is: the package of the general index brings gigabytes of CUDA along. Empty: only that index.
