@@ -5,8 +5,8 @@
 #   make benchmark-accuracy ACCURACY_ARGS="--data-dir ~/tensorflow_datasets"    `--list` names rows
 
 PYTHON ?= python3
-# A file is run by one process, as what it prepares for all its tests is made once. Three processes took longer on two
-# cores.
+# A file is run by one process, as what it prepares for all its tests is made once. With three processes it all took 12 %
+# more processor time.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BENCHMARK_ARGS ?=
 ACCURACY_ARGS ?=

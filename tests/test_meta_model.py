@@ -5,7 +5,6 @@ the plain Keras models that `adapt` returns, metrics from NumPy, a training step
 """
 
 import csv
-import itertools
 import json
 import warnings
 
@@ -54,7 +53,7 @@ def dense(dtype="float32", **kwargs):
 
 
 def compiled(model=None, algorithm=None, optimizer="sgd", loss=LOGITS, task_mapping="parallel", **kwargs):
-    own = {name: kwargs.pop(name) for name in ("inner_loss", "log_before", "skip_non_finite") if name in kwargs}
+    own = {name: kwargs.pop(name) for name in ("inner_loss", "log_before") if name in kwargs}
     algorithm = algorithm or keras_maml.MAML(0.1, 1)
     meta_model = keras_maml.MetaModel(model or dense(), algorithm, task_mapping, **own)
     meta_model.compile(optimizer, loss, **kwargs)
@@ -334,22 +333,6 @@ def test_a_training_step_is_the_meta_gradient_and_an_optimizer():
     assert_all_close([logs["loss"], logs["accuracy"]], [loss, accuracy], rtol=1e-6)
 
 
-def test_neither_training_nor_meta_gradients_go_through_autograph():
-    seen = []
-
-    def loss(y, predictions):
-        seen.append(tf.__internal__.autograph.control_status_ctx().status.name)
-        return LOGITS(y, predictions)
-
-    x, y = episodes()
-    meta_model = compiled(loss=loss)
-    meta_model.train_on_batch(x, y)
-    of_training = set(seen)
-    seen.clear()
-    tf.function(meta_model.meta_gradients)(x, y)
-    assert set(seen) == of_training == {"DISABLED"}
-
-
 @pytest.mark.parametrize("algorithm", [keras_maml.MAML(0.1, 1), keras_maml.IMAML(0.1, 1), keras_maml.Reptile(0.1, 1)])
 def test_a_wholly_frozen_model_is_evaluated_and_not_trained(algorithm):
     x, y = episodes()
@@ -363,65 +346,6 @@ def test_a_wholly_frozen_model_is_evaluated_and_not_trained(algorithm):
         np.testing.assert_allclose(meta_model.predict(episode, verbose=0), expected, rtol=1e-5, atol=1e-6)
         with pytest.raises(ValueError, match=f"nothing to meta-learn: model '{model.name}' has no trainable weights"):
             meta_model.fit(episode, y, sample_weight=sample_weight, verbose=0)
-
-
-def test_a_layer_with_a_variable_of_tensorflow_is_built_by_the_first_batch():
-    class Scaled(keras.layers.Layer):
-        def build(self, shape):
-            self.scale = tf.Variable(2.0, trainable=False)
-
-        def call(self, inputs):
-            return self.scale * inputs
-
-    class Composite(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.scaled, self.last = Scaled(), keras.layers.Dense(WAYS)
-
-        def call(self, inputs):
-            return self.last(self.scaled(inputs))
-
-    x, y = episodes()
-    for train in (lambda m: m.train_on_batch(x, y), lambda m: m.fit((pair for pair in [(x, y)]), verbose=0)):
-        meta_model = compiled(Composite())
-        train(meta_model)
-        assert float(meta_model.model.scaled.scale) == 2.0
-
-
-@pytest.mark.parametrize("built", [True, False])
-def test_every_function_is_traced_once(built):
-    seen = []
-
-    def loss(y, predictions):
-        seen.append(tf.inside_function())
-        return LOGITS(y, predictions)
-
-    def counted(function, *args, **kwargs):
-        seen.clear()
-        function(*args, **kwargs)
-        assert all(seen)
-        return len(seen)
-
-    def made(**kwargs):
-        model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(WAYS)])
-        if built:
-            model.build((None, FEATURES))
-        options = {"loss": loss, "inner_loss": LOGITS, "log_before": True, "skip_non_finite": True, **kwargs}
-        return compiled(model, optimizer="adam", metrics=["accuracy"], **options)
-
-    x, y = episodes()
-
-    def forever():
-        yield from itertools.repeat((x, y))
-
-    # The loss of the queries, before adaptation and after.
-    assert counted(made().train_on_batch, x, y) == 2
-    assert counted(made().test_on_batch, x, y) == 2
-    assert counted(made().fit, x, y, batch_size=TASKS, epochs=2, verbose=0) == 2
-    assert counted(made().fit, forever(), steps_per_epoch=2, verbose=0, validation_data=(x, y)) == 4
-    assert counted(made().evaluate, forever(), steps=2, verbose=0) == 2
-    assert counted(tf.function(made().train_step), (x, y)) == 2
-    assert counted(made(steps_per_execution=2).fit, forever(), steps_per_epoch=4, verbose=0) == 2
 
 
 def test_on_batch():

@@ -26,10 +26,7 @@ def drawn(count, ways, shots, queries, within=None, labels=LABELS, classes=None,
 
 def distinct(*columns):
     """How many different rows columns of whole numbers of at least 0 make."""
-    codes = 0
-    for column in columns:
-        codes = codes * (int(column.max()) + 1) + column.astype("int64")
-    return len(np.unique(codes))
+    return len(np.unique(np.ravel_multi_index(columns, [column.max() + 1 for column in columns])))
 
 
 def check_promises(result, labels=LABELS):
