@@ -54,5 +54,5 @@ def resume_episodes(meta_model, arguments, beginnings):
     )
     if cardinality != tf.data.UNKNOWN_CARDINALITY:
         resumed = resumed.apply(tf.data.experimental.assert_cardinality(cardinality))
-    arguments["x"] = resumed
+    arguments["x"] = resumed.with_options(data.options())  # those of a dataset within `flat_map` are of no account
     arguments["callbacks"] = [*listed, _SkipSeen(skip, began, length)]

@@ -174,6 +174,16 @@ def test_without_backup_nothing_is_changed(tmp_path):
         assert arguments["callbacks"] is listed
 
 
+def test_options_of_the_dataset_are_kept(tmp_path):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 3
+    arguments = {"x": numbered().with_options(options), "callbacks": keras.callbacks.BackupAndRestore(tmp_path)}
+    resuming.resume_episodes(recorder(), arguments, {})
+    found = arguments["x"].options()
+    assert found.threading.private_threadpool_size == 3
+    assert found.autotune.enabled is False
+
+
 # ------------------------------------------------------------------------------------------------- a process is killed
 
 # `python -c TRAIN folder save_freq batches` trains, and is killed after so many batches; -1 stands for the process that

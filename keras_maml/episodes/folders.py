@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.arguments import check_whole
+from keras_maml.autotuning import without_autotuning
 from keras_maml.episodes.arrays import check_sampling, from_arrays
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp")
@@ -173,7 +174,7 @@ def _decoded(paths, size, channels):
     dataset = tf.data.Dataset.range(len(paths)).map(lambda i: (i, names[i]))
     dataset = dataset.map(numbered, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
     expected = 0
-    for positions, images in dataset.batch(BATCH).prefetch(2).as_numpy_iterator():
+    for positions, images in without_autotuning(dataset.batch(BATCH).prefetch(2)).as_numpy_iterator():
         # What was dropped leaves a gap in the numbers.
         count = int(positions[-1]) + 1 - expected
         batch, ok = np.zeros((count, *size, channels), "uint8"), np.zeros(count, bool)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.arguments import check_whole
+from keras_maml.autotuning import without_autotuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Plan:
         options = tf.data.Options()
         # A fresh seed, once drawn, is a state of the iterator: that the system's generator cannot be saved matters not.
         options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
-        dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+        dataset = without_autotuning(dataset.prefetch(tf.data.AUTOTUNE).with_options(options))
         dataset.plan = self
         return dataset
 

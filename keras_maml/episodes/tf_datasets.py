@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_maml.arguments import check_whole
+from keras_maml.autotuning import without_autotuning
 from keras_maml.episodes.arrays import check_sampling, from_arrays
 from keras_maml.episodes.folders import resize
 
@@ -59,7 +60,8 @@ def read_dataset(dataset):
                 f"All examples must have one shape. Received: shape {leaf.shape}. Resize, pad or `ensure_shape` by a "
                 "`map` of the dataset."
             )
-    pairs = list((dataset if batched else dataset.batch(1024)).prefetch(2).as_numpy_iterator())
+    batches = dataset if batched else dataset.batch(1024)
+    pairs = list(without_autotuning(batches.prefetch(2)).as_numpy_iterator())
     if not pairs:
         raise ValueError("The dataset holds no example.")
     xs, labels = zip(*pairs, strict=True)
@@ -135,7 +137,7 @@ def open_tfds(name_or_builder, split, image_size, data_dir, download, **argument
     if download and hasattr(builder, "download_and_prepare"):
         builder.download_and_prepare()
     try:
-        return builder.as_dataset(split=split, **arguments)
+        return without_autotuning(builder.as_dataset(split=split, **arguments))
     except AssertionError as error:  # tensorflow-datasets, of files that are not there
         raise ValueError(
             f"Dataset {name_or_builder!r} is not prepared. Received: {data_dir=}, {download=}. Set `download=True`, or "

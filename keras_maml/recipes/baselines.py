@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from keras_maml.algorithms import Algorithm
 from keras_maml.arguments import check_whole
+from keras_maml.autotuning import without_autotuning
 from keras_maml.episodes.checks import names_of
 from keras_maml.heads import PrototypeHead, ZeroHead
 from keras_maml.learning_rules import SGD
@@ -78,7 +79,7 @@ def examples_of_classes(x, labels, batch_size=128, seed=None):
         )
     x, classes = tf.convert_to_tensor(x), tf.constant(classes, tf.int32)
     rows = tf.data.Dataset.range(len(classes)).shuffle(len(classes), seed).repeat().batch(batch_size, True)
-    return rows.map(lambda i: (tf.gather(x, i), tf.gather(classes, i))).prefetch(2)
+    return without_autotuning(rows.map(lambda i: (tf.gather(x, i), tf.gather(classes, i))).prefetch(2))
 
 
 def examples_of_tasks(episodes):
