@@ -17,6 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 BENCHMARK_STAMP := $(VENV)/installed-benchmarks
+# pip would do it on one core. A file that is no Python of this version may lie in a package, and matters not.
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib || true
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -66,10 +68,12 @@ clean:
 
 $(STAMP): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
+	@$(COMPILE)
 	touch $@
 
 # The peers come on top of what the tests need, and only here.
 $(BENCHMARK_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[benchmarks]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[benchmarks]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@$(COMPILE)
 	touch $@
