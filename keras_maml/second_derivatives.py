@@ -44,14 +44,19 @@ def batch_normalization_and_moments(x, gamma, beta, epsilon):
 
 
 def _normalization_gradient(dy, x, gamma, outputs, epsilon):
-    def fused(dy, x, gamma):
+    # What the forward pass has left are arguments, too: TensorFlow looks for variables among all that the functions
+    # below are computed from, up to their arguments. Where something else is captured, that is the whole step so far.
+    saved = outputs.reserve_space_1, outputs.reserve_space_2, outputs.reserve_space_3
+    moments = outputs.batch_mean, outputs.batch_variance
+
+    def fused(dy, x, gamma, saved):
         gradients = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy,
             x=x,
             scale=gamma,
-            reserve_space_1=outputs.reserve_space_1,
-            reserve_space_2=outputs.reserve_space_2,
-            reserve_space_3=outputs.reserve_space_3,
+            reserve_space_1=saved[0],
+            reserve_space_2=saved[1],
+            reserve_space_3=saved[2],
             epsilon=epsilon,
             is_training=True,
         )
@@ -64,14 +69,12 @@ def _normalization_gradient(dy, x, gamma, outputs, epsilon):
     #   dF/dx = -gamma r^2 (q (u - mean(u)) + p (dy - mean(dy)) + z (w - mean(u) mean(dy) - 3 p q)).
     # The map from dy to dx is symmetric, so that of u is the fused operation again, which also gives n p and n mean(u).
     @tf.custom_gradient
-    def second(u, a, b, dy, x, gamma, dgamma, dbeta):
-        through_dx, sum_uz, sum_u = fused(u, x, gamma)
+    def second(u, a, b, dy, x, gamma, dgamma, dbeta, mean, variance, *saved):
+        through_dx, sum_uz, sum_u = fused(u, x, gamma, saved)
         n = tf.cast(tf.size(x) // tf.size(gamma), x.dtype)
         mean_dy, q, mean_u, p = dbeta / n, dgamma / n, sum_u / n, sum_uz / n
         w = tf.reduce_sum(u * dy, [0, 1, 2]) / n
-        mean = outputs.batch_mean
-        # That output is Bessel-corrected.
-        r = tf.math.rsqrt(outputs.batch_variance * ((n - 1) / n) + epsilon)
+        r = tf.math.rsqrt(variance * ((n - 1) / n) + epsilon)  # that output is Bessel-corrected
         covariance = w - mean_u * mean_dy - p * q
         of_u = -gamma * r * r * q
         of_dy = a * r - gamma * r * r * p
@@ -81,11 +84,16 @@ def _normalization_gradient(dy, x, gamma, outputs, epsilon):
         return (to_dy, to_x, r * n * covariance), _refuse("batch normalisation")
 
     @tf.custom_gradient
-    def first(dy, x, gamma):
-        dx, dgamma, dbeta = fused(dy, x, gamma)
-        return (dx, dgamma, dbeta), lambda u, a, b: second(u, a, b, dy, x, gamma, dgamma, dbeta)
+    def first(dy, x, gamma, mean, variance, *saved):
+        dx, dgamma, dbeta = fused(dy, x, gamma, saved)
 
-    return first(dy, x, gamma)
+        def gradient(u, a, b):
+            of_inputs = second(u, a, b, dy, x, gamma, dgamma, dbeta, mean, variance, *saved)
+            return *of_inputs, None, None, *(None for _ in saved)
+
+        return (dx, dgamma, dbeta), gradient
+
+    return first(dy, x, gamma, *moments, *saved)
 
 
 def max_pooling(x, size):
