@@ -20,8 +20,7 @@ import tempfile
 import time
 
 # Before TensorFlow starts: its thread pools are as large as the number of cores that it sees.
-CORES = os.sched_getaffinity(0)
-os.sched_setaffinity(0, {min(CORES)})
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -164,33 +163,6 @@ def first_batches(sources):
     return "\n".join(lines) + "\n"
 
 
-def autotuned(dataset):
-    """The dataset as tf.data tunes it if nobody says otherwise."""
-    options = tf.data.Options()
-    options.autotune.enabled = True
-    return dataset.with_options(options)
-
-
-def letting_go(datasets, life, times=12):
-    """Table of how long `del iterator` takes after so many seconds of life. On all cores: on one it takes no time."""
-    rows = {name: [] for name in datasets}
-    os.sched_setaffinity(0, CORES)
-    for _ in range(times):
-        for name, dataset in datasets.items():
-            iterator = iter(dataset)
-            next(iterator)
-            time.sleep(life)
-            begin = time.perf_counter()
-            del iterator
-            rows[name].append(time.perf_counter() - begin)
-    os.sched_setaffinity(0, {min(CORES)})
-    lines = [f"**Seconds until an iterator is let go after {life:g} of life**", "", "| | mean [all] |", "| --- | --- |"]
-    for name, seconds in rows.items():
-        every = ", ".join(f"{value:.1f}" for value in sorted(seconds))
-        lines.append(f"| {name} | {statistics.mean(seconds):.2f} [{every}] |")
-    return "\n".join(lines) + "\n"
-
-
 def kinds_of_arrays(x, labels, memmap):
     """What is raced on bytes of all sizes."""
     return {
@@ -213,7 +185,6 @@ def kinds(x, labels, disk):
         **kinds_of_arrays(x, labels, disk["memmap"]),
         "from_folder, from its cache": folder,
         "from_arrays, 3 to 5 ways, padded": arrays(ways=(3, 5)),
-        "from_arrays, autotuned": autotuned(arrays()),
         "mixture of two": episodes.mixture(parts, seed=0),
         "augment by RandomFlip": flipped,
         "interleave of classes": class_interleave(x, labels),
@@ -241,9 +212,6 @@ def main():
                 }
             )
         )
-        print(tables[-1], flush=True)
-        ours = episodes.from_arrays(x, labels, **SAMPLING)
-        tables.append(letting_go({"from_arrays": ours, "from_arrays, autotuned": autotuned(ours)}, life=1.5))
         print(tables[-1], flush=True)
         tables.append(table("28 x 28, uint8", batches_per_second(kinds(x, labels, disk), *settings)))
         print(tables[-1], flush=True)

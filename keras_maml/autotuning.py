@@ -4,14 +4,18 @@ import tensorflow as tf
 
 
 def without_autotuning(dataset):
-    """The dataset with as many calls at once as there are cores wherever it says `tf.data.AUTOTUNE`.
+    """The dataset with as many calls at once as there are cores, 16 at most, where it says `tf.data.AUTOTUNE`.
 
     What tunes a pipeline is a thread that wakes ever more rarely, and an iterator that is let go waits for it to end.
-    It is woken for that, but sometimes, likely where it looks for the mark to end before that is set, it sleeps again:
-    of iterators that lived two seconds or less, 1 in 12 to 1 in 2 in different runs took up to as long again, and it
-    may be a minute. That is at the end of `fit`, after an epoch, after validation. Without tuning episodes come as
-    fast (`benchmarks/README.md`, Episodes). Who wants it nevertheless sets `autotune.enabled` by `with_options`.
+    It is woken for that, but sometimes, likely where it looks for the mark to end before that is set, it sleeps again,
+    the longer the longer the iterator has lived (40 seconds were seen). That is at the end of `fit`, after an epoch,
+    after validation. How often, and that episodes come as fast without: `benchmarks/README.md`, Episodes.
+
+    It stays where a user has set `autotune.enabled`, by `with_options`. `flat_map` and `interleave` over a dataset lose
+    its options. Under `tf.distribute` TensorFlow adds a pipeline for each device, which is tuned all the same.
     """
+    if dataset.options().autotune.enabled is not None:
+        return dataset
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)

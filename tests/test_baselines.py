@@ -89,11 +89,6 @@ def test_classes_are_numbered_by_sorted_label_and_rows_stay_together():
     assert np.array_equal(np.concatenate([b for _, b in batches]), np.array([2, 0, 0, 1] * 3)[rows])
 
 
-def test_examples_are_let_go_at_once():
-    dataset = baselines.examples_of_classes(np.zeros((6, 2)), np.arange(6) % 2, batch_size=2)
-    assert dataset.options().autotune.enabled is False
-
-
 def test_joint_examples_are_those_of_all_tasks():
     x = {
         "support_x": np.arange(6.0).reshape(2, 3, 1),

@@ -44,19 +44,6 @@ class TestFromFunction:
             episodes.from_function(lambda seed, index: index, tasks=2, block=0)
 
 
-class TestAutotuning:
-    """An iterator of a pipeline that tunes itself is let go slowly, see `keras_maml/autotuning.py`."""
-
-    def test_is_off(self):
-        for dataset in (plain(tasks=1), plain(tasks=1).map(lambda i: i).batch(2)):
-            assert dataset.options().autotune.enabled is False
-
-    def test_is_on_for_who_asks_for_it(self):
-        options = tf.data.Options()
-        options.autotune.enabled = True
-        assert plain(tasks=1).with_options(options).options().autotune.enabled
-
-
 def indices(dataset):
     return [int(index) for batch in dataset for index in batch]
 
