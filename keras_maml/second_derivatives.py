@@ -46,17 +46,16 @@ def batch_normalization_and_moments(x, gamma, beta, epsilon):
 def _normalization_gradient(dy, x, gamma, outputs, epsilon):
     # What the forward pass has left are arguments, too: TensorFlow looks for variables among all that the functions
     # below are computed from, up to their arguments. Where something else is captured, that is the whole step so far.
-    saved = outputs.reserve_space_1, outputs.reserve_space_2, outputs.reserve_space_3
-    moments = outputs.batch_mean, outputs.batch_variance
+    saved = outputs[1:]  # mean, variance, and what the fused gradient asks for
 
     def fused(dy, x, gamma, saved):
         gradients = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy,
             x=x,
             scale=gamma,
-            reserve_space_1=saved[0],
-            reserve_space_2=saved[1],
-            reserve_space_3=saved[2],
+            reserve_space_1=saved[2],
+            reserve_space_2=saved[3],
+            reserve_space_3=saved[4],
             epsilon=epsilon,
             is_training=True,
         )
@@ -69,7 +68,8 @@ def _normalization_gradient(dy, x, gamma, outputs, epsilon):
     #   dF/dx = -gamma r^2 (q (u - mean(u)) + p (dy - mean(dy)) + z (w - mean(u) mean(dy) - 3 p q)).
     # The map from dy to dx is symmetric, so that of u is the fused operation again, which also gives n p and n mean(u).
     @tf.custom_gradient
-    def second(u, a, b, dy, x, gamma, dgamma, dbeta, mean, variance, *saved):
+    def second(u, a, b, dy, x, gamma, dgamma, dbeta, *saved):
+        mean, variance = saved[:2]
         through_dx, sum_uz, sum_u = fused(u, x, gamma, saved)
         n = tf.cast(tf.size(x) // tf.size(gamma), x.dtype)
         mean_dy, q, mean_u, p = dbeta / n, dgamma / n, sum_u / n, sum_uz / n
@@ -84,16 +84,15 @@ def _normalization_gradient(dy, x, gamma, outputs, epsilon):
         return (to_dy, to_x, r * n * covariance), _refuse("batch normalisation")
 
     @tf.custom_gradient
-    def first(dy, x, gamma, mean, variance, *saved):
+    def first(dy, x, gamma, *saved):
         dx, dgamma, dbeta = fused(dy, x, gamma, saved)
 
         def gradient(u, a, b):
-            of_inputs = second(u, a, b, dy, x, gamma, dgamma, dbeta, mean, variance, *saved)
-            return *of_inputs, None, None, *(None for _ in saved)
+            return *second(u, a, b, dy, x, gamma, dgamma, dbeta, *saved), *(None for _ in saved)
 
         return (dx, dgamma, dbeta), gradient
 
-    return first(dy, x, gamma, *moments, *saved)
+    return first(dy, x, gamma, *saved)
 
 
 def max_pooling(x, size):

@@ -61,7 +61,7 @@ def test_variables_that_are_made_at_once_cost_no_second_trace():
             return tf.Variable(2.0)
 
     assert traces(at_once) == 1
-    assert traces(under_init_scope) == 2
+    assert traces(under_init_scope) == 2  # were it once, `made_at_once` could go
 
 
 @pytest.mark.parametrize("built", [True, False])
